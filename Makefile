@@ -1,0 +1,52 @@
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev train test test-all lint format types clean
+
+help:  ## Print the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The stamps hold the dependency list that was installed: nothing is installed twice, and a changed
+# pyproject.toml is noticed.
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "selfdistill needs Python >= 3.11; $(PYTHON) is older: make PYTHON=python3.11 …" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed  ## Make .venv and install the package
+
+install-dev: $(VENV)/.installed-dev  ## Add what tests and checks need
+
+train: $(VENV)/.installed  ## Train BYOL on the embedded digits; make train ARGS="method=ema_teacher divergence=kl"
+	$(BIN)/python -m src.train method=byol_like $(ARGS)
+
+lint: $(VENV)/.installed-dev  ## Lint and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev  ## Format in place
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.installed-dev  ## Type check
+	$(BIN)/mypy
+
+test: $(VENV)/.installed-dev lint types  ## Lint, types and the quick tests (under 10 minutes)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.installed-dev lint types  ## Every test
+	$(BIN)/python -m pytest $(ARGS)
+
+clean:  ## Remove caches (never outputs/)
+	rm -rf .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

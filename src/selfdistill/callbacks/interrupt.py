@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM end a run between two optimizer steps, with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning as L
+
+
+class TrainingInterrupted(Exception):
+    """The run was stopped by a signal; ``checkpoint`` continues it."""
+
+    def __init__(self, signal_number: int, checkpoint: Path) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}; continue with {checkpoint}")
+        self.signal_number = signal_number
+        self.checkpoint = checkpoint
+
+
+class GracefulInterrupt(L.Callback):
+    """Waits for the end of the optimizer step, saves ``last.ckpt``, stops. A second signal stops at once.
+
+    A checkpoint from the middle of a step (student moved, teacher not; gradients half accumulated)
+    would not continue the same run; between two steps it does.
+
+    Args:
+        checkpoint: the file that is written.
+    """
+
+    def __init__(self, checkpoint: str | Path) -> None:
+        self.checkpoint = Path(checkpoint)
+        self._received: int | None = None
+        self._previous: dict[int, Any] = {}
+        self._global_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._received = None
+        self._global_step = trainer.global_step
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._remember)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        at_boundary = trainer.global_step != self._global_step
+        self._global_step = trainer.global_step
+        if self._received is None or not at_boundary:
+            return
+        trainer.save_checkpoint(self.checkpoint)
+        raise TrainingInterrupted(self._received, self.checkpoint)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:
+            self._restore()
+            raise KeyboardInterrupt
+        self._received = number
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

@@ -1,0 +1,46 @@
+"""From the shell to a run: check first, then hand over to Hydra; one line for a user's mistake."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException
+
+from selfdistill.config import UserError, check
+
+
+def launch(main: Callable[[], Any], config_name: str) -> None:
+    """Run a ``@hydra.main`` function as a command.
+
+    A single run is composed and checked before Hydra makes its folder. Exit codes: 0 done, 2 a mistake
+    in the command, 130 stopped by Ctrl-C, 143 by SIGTERM, 1 anything else.
+    """
+    arguments = get_args_parser().parse_args()
+    own_errors = "HYDRA_FULL_ERROR" not in os.environ
+    # Hydra would print its own report; with this it lets the exception through to here.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    passes = arguments.help or arguments.hydra_help or arguments.info or arguments.cfg or arguments.multirun
+    passes = passes or arguments.shell_completion or arguments.config_path
+    try:
+        if not passes:
+            folder = arguments.config_dir
+            found = [f"file://{os.path.abspath(folder)}"] if folder else []
+            checked = check(arguments.config_name or config_name, arguments.overrides, search_path=found)
+            for line in checked.warnings:
+                print(f"warning: {line}", file=sys.stderr)
+        main()
+    except KeyboardInterrupt:
+        _end("interrupted before the first step: nothing to continue", 130)
+    except (UserError, HydraException) as error:
+        if not own_errors:
+            raise
+        _end(f"error: {' '.join(str(error).split())}", 2)
+
+
+def _end(line: str, code: int) -> None:
+    print(line, file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,218 @@
+"""`DataModule`: one source, one recipe; training batches as `Views`, evaluation batches as plain images and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from selfdistill.data.sampler import EpochIndices, ResumableBatchSampler, ResumableLoader
+from selfdistill.data.sources import SPLITS, Source, Split, TensorImages
+from selfdistill.distributed import world_size
+from selfdistill.views.augment import ViewBatches, centre
+from selfdistill.views.augment_batched import as_float, batched_views, normalize
+from selfdistill.views.recipes import ViewRecipe
+from selfdistill.views.views import RawBatch
+
+
+class DataModule(L.LightningDataModule):
+    """Loaders over a source.
+
+    Training batches become `Views` on the training device (the batched engine, for images held in memory) or in the
+    loader's workers (the CPU engine, for all others); which one is `engine`. Their views depend on seed, epoch and
+    sample alone, and training resumes at the exact batch.
+
+    Args:
+        source: the images.
+        recipe: the views to make of them.
+        batch_size: training samples a step and process.
+        num_workers: processes that load; 0 loads in the training process.
+        seed: of the order and of the views.
+        eval_batch_size: samples a batch of the evaluation loaders.
+        drop_last: leave out the epoch's last batch where it is smaller.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        recipe: ViewRecipe,
+        *,
+        batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        eval_batch_size: int = 512,
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise ValueError(f"data.{name}={value} is not allowed; it must be at least {least}")
+        self.source = source
+        self.recipe = recipe
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.eval_batch_size = eval_batch_size
+        self.drop_last = drop_last
+        self._splits: dict[Split, Dataset[tuple[Tensor, Tensor]] | None] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the training split and check batch size and recipe against it.
+
+        Raises:
+            ValueError: more samples a batch than there are, or views that these images do not allow.
+        """
+        self._check_batch_size()
+        self.recipe.check_channels(self.image_channels)
+        if self.recipe.engine == "batched" and not isinstance(self._split("train"), TensorImages):
+            raise ValueError(
+                "views.engine=batched needs images of one size held in memory, which this data is not; "
+                "choose views.engine=cpu or auto"
+            )
+
+    @property
+    def engine(self) -> str:
+        """The engine that makes the training views: "batched" or "cpu"."""
+        if self.recipe.engine != "auto":
+            return self.recipe.engine
+        return "batched" if isinstance(self._split("train"), TensorImages) else "cpu"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels to evaluate with."""
+        return self.source.labelled
+
+    @property
+    def num_train(self) -> int:
+        """Number of training samples."""
+        return len(cast(Any, self._split("train")))
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of every image."""
+        return self.source.channels
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels at which images are evaluated."""
+        return self.source.size
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Loader of `RawBatch` or `Views`, depending on `engine`; the transfer hook turns the former into the latter."""
+        self._check_batch_size()
+        train = cast(Any, self._split("train"))
+        batches: Dataset[Any]
+        if self.engine == "batched":
+            batches = _RawBatches(train, labelled=self.labelled)
+        else:
+            batches = ViewBatches(
+                train, self.recipe, seed=self.seed, mean=self.source.mean, std=self.source.std, labelled=self.labelled
+            )
+        order = ResumableBatchSampler(len(train), self.batch_size, self.seed, drop_last=self.drop_last)
+        loader = ResumableLoader(
+            batches, order, num_workers=self.num_workers, pin_memory=torch.cuda.is_available()
+        )
+        loader.trainer = self.trainer
+        return loader
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]] | list[Any]:
+        """The validation split's evaluation loader; no loader where there are no labels or no such split."""
+        if not self.labelled or self._split("validation") is None:
+            return []
+        return self.evaluation_loader("validation")
+
+    def evaluation_loader(self, split: Split) -> DataLoader[tuple[Tensor, Tensor]]:
+        """Loader of (normalised images [B, C, size, size], labels [B]) in the split's order, without augmentation.
+
+        Raises:
+            ValueError: no such split, or no labels.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split={split!r} is not known; allowed: {', '.join(SPLITS)}")
+        images = self._split(split)
+        if images is None or not self.labelled:
+            raise ValueError(f"the data has no {split} split with labels, so nothing can be evaluated on it")
+        return DataLoader(
+            _Evaluated(images, self.source.size, self.source.mean, self.source.std),
+            batch_size=self.eval_batch_size,
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            # An iterator draws one number; from the global generator, an evaluation would change what follows it.
+            generator=torch.Generator(),
+        )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """As Lightning's, but the indices of a `RawBatch` stay on the CPU."""
+        if isinstance(batch, RawBatch):
+            return batch.to(device)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Make the views of a `RawBatch`; anything else passes."""
+        if not isinstance(batch, RawBatch):
+            return batch
+        return batched_views(batch, self.recipe, seed=self.seed, mean=self.source.mean, std=self.source.std)
+
+    def _split(self, name: Split) -> Dataset[tuple[Tensor, Tensor]] | None:
+        if name not in self._splits:
+            self._splits[name] = self.source.split(name)
+        return self._splits[name]
+
+    def _check_batch_size(self) -> None:
+        most = self.num_train // world_size()
+        if self.batch_size > most:
+            share = "" if world_size() == 1 else f", {most} for each of {world_size()} processes"
+            raise ValueError(
+                f"data.batch_size={self.batch_size} is larger than the training set of {self.num_train} images{share}; "
+                f"give at most {most}"
+            )
+
+
+class _RawBatches(Dataset[RawBatch]):
+    """Whole batches of images held in memory."""
+
+    def __init__(self, images: TensorImages, *, labelled: bool) -> None:
+        self.images = images
+        self.labelled = labelled
+
+    def __getitem__(self, indices: EpochIndices) -> RawBatch:
+        index = torch.tensor(indices)
+        labels = self.images.labels[index] if self.labelled and self.images.labels is not None else None
+        return RawBatch(self.images.images[index], index, indices.epoch, labels)
+
+
+class _Evaluated(Dataset[tuple[Tensor, Tensor]]):
+    """Images as the network is evaluated on them, a whole batch at a time."""
+
+    def __init__(
+        self, images: Dataset[tuple[Tensor, Tensor]], size: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        self.images = images
+        self.size = size
+        self.mean = mean
+        self.std = std
+
+    def __len__(self) -> int:
+        return len(cast(Any, self.images))
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
+        if isinstance(self.images, TensorImages) and self.images.labels is not None:
+            images, labels = self.images.images[indices], self.images.labels[indices]
+        else:
+            items = [self.images[index] for index in indices]
+            images = torch.stack([centre(image, self.size) for image, _ in items])
+            labels = torch.tensor([int(label) for _, label in items])
+        return normalize(as_float(images), self.mean, self.std), labels
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

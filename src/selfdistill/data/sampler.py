@@ -1,0 +1,164 @@
+"""Order of the samples as a pure function of (seed, epoch), and a loader that can start anywhere in it.
+
+Where a resumed run continues is a question with one right answer, and only the Trainer's counters know it. Seen on
+Lightning 2.6 with probes at every hook:
+
+- It calls `load_state_dict`, then `iter`, then `set_epoch`, then `next`. An iterator that reads its position, or lets its
+  workers fetch, before the first `next` therefore starts in the wrong epoch.
+- It calls `load_state_dict` only where the saved epoch was unfinished.
+- After a save in `on_train_batch_end` of an epoch's last batch it goes on with the next epoch on the very iterator that
+  follows `load_state_dict`; after a save in `on_train_epoch_end` under `max_steps` it first asks that iterator for one
+  batch more than the epoch has. The two look alike to a loader.
+- `set_epoch` is one too high for the rest of the run in that last case, while `trainer.current_epoch` is right.
+- A batch that an exception cut short was handed out, but is run again.
+
+So the loader starts lazily, at the first `next`, and at (`trainer.current_epoch`, `trainer.fit_loop.batch_idx + 1`) when it
+is a Trainer's own. Those were right in each of the cases. Without a Trainer (Fabric, a plain loop) its own state decides:
+the batches handed out, not those that workers fetched ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from selfdistill.distributed import rank, world_size
+
+
+class EpochIndices(list[int]):
+    """The sample indices of one batch, and the epoch that they are drawn in: views depend on both."""
+
+    def __init__(self, indices: list[int], epoch: int) -> None:
+        super().__init__(indices)
+        self.epoch = epoch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EpochIndices, (list(self), self.epoch)
+
+
+class ResumableBatchSampler(DistributedSampler[EpochIndices]):
+    """Batches of indices whose order depends on seed and epoch alone, shared out over the ranks.
+
+    Rank r of W takes the positions r, r + W, … of the common order, so that the W batches of a step are together the
+    batch of W times the size that one process would take. Every rank gets the same number of samples: the remainder is
+    left out with `drop_last`, else filled up from the order's start. Ranks are asked for when the order is made, since a
+    loader may be built before the process group.
+
+    It *is* a `DistributedSampler` so that Lightning does not wrap it in another one.
+
+    Args:
+        length: number of samples.
+        batch_size: samples a batch and rank.
+        seed: of the order.
+        drop_last: leave out the last batch of an epoch where it is smaller than the others.
+        shuffle: False gives 0, 1, 2, … in every epoch.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int = 0, *, drop_last: bool = True, shuffle: bool = True):
+        if length < 1 or batch_size < 1:
+            raise ValueError(f"sampler: length={length}, batch_size={batch_size}; both must be at least 1")
+        super().__init__(range(length), num_replicas=1, rank=0, shuffle=shuffle, seed=seed, drop_last=drop_last)  # type: ignore[arg-type]
+        self.length = length
+        self.batch_size = batch_size
+        self.start = 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, wherever this one starts."""
+        samples = self._share()
+        return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
+
+    def __iter__(self) -> Iterator[EpochIndices]:
+        """The batches of `epoch` from number `start` on."""
+        epoch, share = self.epoch, self._share()
+        order = np.arange(self.length)
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, epoch)).permutation(order)
+        mine = order[(np.arange(share) * world_size() + rank()) % self.length]
+        for batch in range(self.start, len(self)):
+            yield EpochIndices(mine[batch * self.batch_size : (batch + 1) * self.batch_size].tolist(), epoch)
+
+    def _share(self) -> int:
+        """Samples a rank."""
+        return self.length // world_size() if self.drop_last else -(-self.length // world_size())
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A DataLoader that resumes at the exact batch, see the module's text.
+
+    Args:
+        dataset: indexed by a whole batch of `EpochIndices`, answers with the collated batch.
+        sampler: the order.
+        num_workers: as DataLoader; workers live as long as the loader.
+        pin_memory: as DataLoader.
+
+    Attributes:
+        trainer: the Trainer whose counters say where to start, where this is its training loader.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        sampler: ResumableBatchSampler,
+        *,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            # Each iterator draws a seed for its workers; from the global generator that would shift every later draw of
+            # a resumed run, which makes one iterator more.
+            generator=torch.Generator(),
+        )
+        self.trainer: L.Trainer | None = None
+        self._order = sampler
+        self._resume = (0, 0)
+        self._handed_out = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """The epoch's batches from where it starts, which the first `next` decides."""
+        epoch, position = self._where_to_start()
+        self._order.set_epoch(epoch)
+        self._order.start = self._handed_out = position
+        self._resume = (0, 0)
+        for batch in super().__iter__():
+            self._handed_out += 1
+            yield batch
+        self._order.set_epoch(epoch + 1)
+        self._handed_out = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and the number of its batches that were handed out."""
+        return {"epoch": self._order.epoch, "position": self._handed_out}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue behind the batch that `state` was taken at."""
+        epoch, position = state["epoch"], state["position"]
+        if position >= len(self):
+            epoch, position = epoch + 1, 0
+        self._order.set_epoch(epoch)
+        self._resume = (epoch, position)
+        self._handed_out = position
+
+    def _where_to_start(self) -> tuple[int, int]:
+        trainer = self.trainer
+        if trainer is not None and trainer.training and trainer.train_dataloader is self:
+            return trainer.current_epoch, trainer.fit_loop.batch_idx + 1
+        epoch, position = self._resume
+        return self._order.epoch, position if self._order.epoch == epoch else 0
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+

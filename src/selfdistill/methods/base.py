@@ -1,0 +1,278 @@
+"""The shared module: it owns the order of a training step, a method owns its content.
+
+Shapes: V crops, B images, D features, P projections.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from selfdistill.divergences import Divergence
+from selfdistill.networks import Tower
+from selfdistill.optim import OptimizerRecipe
+from selfdistill.schedules import Clock, Schedule, as_schedule
+from selfdistill.teacher import TeacherPolicy, TeacherUpdate
+from selfdistill.views import Views
+
+
+@dataclass
+class Outputs:
+    """What one side of a method computed; methods with more to hand over extend it.
+
+    Attributes:
+        projections: ``[V, B, P]``, what the loss compares (one tensor a head for several heads).
+        features: ``[V, B, D]`` pooled backbone features, for monitors and objectives.
+        pairs: (student slot, teacher slot) to compare; on the student's side only.
+    """
+
+    projections: Tensor
+    features: Tensor
+    pairs: tuple[tuple[int, int], ...] = ()
+
+
+P = TypeVar("P")
+T = TypeVar("T")
+
+
+class Objective(Protocol):
+    """A loss that any method can take in addition (``objective=``)."""
+
+    def terms(
+        self, module: SelfDistillModule[Any, Any], views: Views, predictions: Any, targets: Any
+    ) -> dict[str, Tensor]: ...
+
+    def observe(
+        self, module: SelfDistillModule[Any, Any], views: Views, predictions: Any, targets: Any
+    ) -> None: ...
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss term became NaN or infinite."""
+
+
+class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
+    """Student, teacher, and the order of a step: targets, predictions, terms, backward, step, update.
+
+    A method implements :meth:`targets`, :meth:`predictions` and :meth:`terms`, and may implement
+    :meth:`observe`, :meth:`embed` and :meth:`parameter_roles`. It has no training step, no optimizer
+    code, no update of the teacher and no logging of its own.
+
+    Args:
+        student: the tower that is trained; the teacher is a copy of it, made here.
+        teacher: how the teacher is made and moves.
+        optimizer: what steps, with its schedules.
+        weights: a number or a schedule for each named term; terms not named weigh 1.
+        objectives: further losses by name; their terms are weighed by their own name.
+    """
+
+    evaluates: ClassVar[Literal["student", "teacher"]] = "student"
+    """Which of the two networks the paper evaluates, exports and shows to monitors."""
+
+    teacher: Tower | None
+
+    def __init__(
+        self,
+        student: Tower,
+        *,
+        teacher: TeacherPolicy,
+        optimizer: OptimizerRecipe,
+        weights: Mapping[str, Schedule | float] | None = None,
+        objectives: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher_policy = teacher
+        self.teacher = teacher.make(student)  # type: ignore[assignment]
+        self.optimizer_recipe = optimizer
+        self.weights = {name: as_schedule(value) for name, value in (weights or {}).items()}
+        self.objectives = nn.ModuleDict(dict(objectives or {}))
+        self.clock = Clock()
+        """Optimizer steps taken; written by :class:`TeacherUpdate` alone."""
+        self.provenance: dict[str, Any] = {}
+        """Plain values stored in every checkpoint (the runner puts the resolved config here)."""
+        self._observable: tuple[Views, P, T] | None = None
+
+    # what a method implements ------------------------------------------------------------------------
+
+    @abstractmethod
+    def targets(self, views: Views) -> T:
+        """Raw teacher outputs (without gradient); None where the student teaches itself."""
+
+    @abstractmethod
+    def predictions(self, views: Views) -> P:
+        """Student outputs, with gradient."""
+
+    @abstractmethod
+    def terms(self, predictions: P, targets: T) -> dict[str, Tensor]:
+        """Named scalar losses, in float32; reads buffers and the clock, writes nothing."""
+
+    # what a method may implement ---------------------------------------------------------------------
+
+    def observe(self, predictions: P, targets: T) -> None:
+        """Stage this micro-batch for center or queue; called after backward, without gradient."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """``[B, C, H, W] -> [B, D]``: the representation that is evaluated."""
+        return self.evaluated_tower.backbone(images).pooled
+
+    def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by role (``predictor``, ``last_layer``, ``prototypes``) for the optimizer recipe."""
+        return {}
+
+    # what methods use --------------------------------------------------------------------------------
+
+    def compare(self, divergence: Divergence, predictions: Outputs, targets: Outputs) -> Tensor:
+        """Mean of ``divergence`` over ``predictions.pairs`` and images, in float32.
+
+        Raises:
+            ValueError: no pair, as with a single view where two are compared.
+        """
+        if not predictions.pairs:
+            raise ValueError("views: no pair of crops to compare; choose a recipe with two views or more")
+        student = torch.stack([predictions.projections[s] for s, _ in predictions.pairs])
+        teacher = torch.stack([targets.projections[t] for _, t in predictions.pairs])
+        return divergence(student.flatten(0, 1), teacher.detach().flatten(0, 1), self.clock).mean()
+
+    # what the base alone does ------------------------------------------------------------------------
+
+    @property
+    def teaching_tower(self) -> Tower:
+        """The tower that makes targets: the teacher, or the student where there is none."""
+        return self.student if self.teacher is None else self.teacher
+
+    @property
+    def evaluated_tower(self) -> Tower:
+        return self.teaching_tower if self.evaluates == "teacher" else self.student
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.embed(images)
+
+    def train(self, mode: bool = True) -> SelfDistillModule[P, T]:
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.train(mode and self.teacher_policy.mode == "train")
+        return self
+
+    def setup(self, stage: str) -> None:
+        precision = str(self.trainer.precision)
+        if precision in ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"):
+            raise ValueError(
+                f"trainer.precision: {precision} given, allowed is 32-true, bf16-mixed or 16-mixed: "
+                "a half-precision teacher with momentum ≥ 0.996 never moves"
+            )
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        callbacks: Iterable[Any] = getattr(self.trainer, "callbacks", ())
+        return [] if any(isinstance(c, TeacherUpdate) for c in callbacks) else [TeacherUpdate()]
+
+    def training_step(self, batch: Views, batch_idx: int) -> dict[str, Any]:
+        with torch.no_grad():
+            targets = self.targets(batch)
+        predictions = self.predictions(batch)
+        with torch.autocast(self.device.type, enabled=False):
+            terms = self._collect_terms(batch, predictions, targets)
+            loss = torch.stack([self._weight(name) * term for name, term in terms.items()]).sum()
+        self._observable = (batch, predictions, targets)
+        self._guard_finite(terms)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch.batch_size)
+        if len(terms) > 1:
+            detached = {f"train/{name}": term.detach() for name, term in terms.items()}
+            self.log_dict(detached, batch_size=batch.batch_size)
+        return {
+            "loss": loss,
+            "terms": {name: term.detach() for name, term in terms.items()},
+            "student": _detached(predictions),
+            "teacher": _detached(targets),
+        }
+
+    def on_after_backward(self) -> None:
+        if self._observable is None:
+            return
+        views, predictions, targets = self._observable
+        self._observable = None
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            self.observe(predictions, targets)
+            for objective in self._objectives():
+                objective.observe(self, views, predictions, targets)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        images, labels = batch
+        return {"embedding": self.embed(images).float(), "labels": labels}
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.optimizer_recipe.build(self.trained_parameters(), self.parameter_roles())
+
+    def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Names and parameters that the optimizer holds: all but the teacher's."""
+        return [(n, p) for n, p in self.named_parameters() if p.requires_grad and not n.startswith("teacher.")]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        self.optimizer_recipe.apply(optimizer, self.clock)
+        self.log("optimizer/lr", max(group["lr"] for group in optimizer.param_groups), batch_size=1)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        if gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        self.optimizer_recipe.clip_gradients(self.trained_parameters())
+        self.optimizer_recipe.freeze_gradients(self.parameter_roles(), self.clock)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["selfdistill"] = {"method": type(self).__name__, **self.provenance}
+
+    def _objectives(self) -> list[Any]:
+        return list(self.objectives.values())
+
+    def _collect_terms(self, views: Views, predictions: P, targets: T) -> dict[str, Tensor]:
+        terms = dict(self.terms(predictions, targets))
+        for objective in self._objectives():
+            for name, term in objective.terms(self, views, predictions, targets).items():
+                if name in terms:
+                    raise ValueError(f"objective: the term {name!r} exists twice; rename one of the two")
+                terms[name] = term
+        for name in self.weights:
+            if name not in terms:
+                raise ValueError(f"weights: {name!r} given, allowed is {', '.join(terms)}")
+        return terms
+
+    def _weight(self, term: str) -> float:
+        schedule = self.weights.get(term)
+        return 1.0 if schedule is None else schedule(self.clock)
+
+    def _guard_finite(self, terms: Mapping[str, Tensor]) -> None:
+        # On an accelerator reading the loss waits for the device: there it is read where it is logged anyway.
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        every = 1 if self.device.type == "cpu" else max(self.trainer.log_every_n_steps, 1)
+        if scaled or self.clock.step % every:
+            return
+        for name, term in terms.items():
+            if not torch.isfinite(term).item():
+                raise NonFiniteLossError(
+                    f"loss term {name!r} is {term.item()} at step {self.clock.step}; the usual causes are a "
+                    "learning rate that is too high (optimizer.lr), a temperature that is too low, or no "
+                    "warm-up (optimizer.warmup); the last checkpoint before this step is kept"
+                )
+
+
+def _detached(value: Any) -> Any:
+    """``value`` without graph: step outputs reach callbacks and would keep it alive."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, Outputs):
+        fields = {name: _detached(item) for name, item in vars(value).items()}
+        return type(value)(**fields)
+    if isinstance(value, list | tuple):
+        return [_detached(item) for item in value]
+    return value

@@ -1,0 +1,6 @@
+"""Optimizers: the recipe that builds one and sets its rates, and LARS."""
+
+from selfdistill.optim.lars import Lars
+from selfdistill.optim.recipe import OptimizerRecipe
+
+__all__ = ["Lars", "OptimizerRecipe"]

@@ -1,0 +1,290 @@
+"""One recipe for what steps: optimizer, parameter groups, their rates over time, clipping and freezing.
+
+The recipe is a value: it holds no parameters and no state. What differs between parameters is written into
+the groups of the optimizer as plain numbers, so that it is in every checkpoint and comes back with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from selfdistill.optim.clipping import clip_gradients
+from selfdistill.optim.groups import NamedParameters, kind_of, layer_factors, without_repeats
+from selfdistill.optim.lars import Lars
+from selfdistill.schedules import (
+    Clock,
+    ConstantSchedule,
+    CosineSchedule,
+    Duration,
+    LinearSchedule,
+    Schedule,
+    WarmupSchedule,
+    check_duration,
+    duration_in_steps,
+)
+
+Roles: TypeAlias = Mapping[str, Iterable[nn.Parameter]]
+
+_NAMES = ("adamw", "sgd", "lars")
+_SHAPES = ("cosine", "linear", "constant")
+_SCALINGS = ("none", "linear", "sqrt")
+_CLIP_MODES = ("global", "parameter", "module")
+_KINDS = ("bias", "norm", "token")
+
+
+@dataclass(frozen=True, eq=False)
+class OptimizerRecipe:
+    """How a run is optimised: build an optimizer, then set its rates before every step.
+
+    Args:
+        name: ``adamw``, ``sgd`` (momentum), ``lars`` (:class:`~selfdistill.optim.Lars`), or a function from
+            parameter groups to any optimizer, e.g. ``partial(torch.optim.RMSprop, lr=0.01)``.
+        lr: peak learning rate, before ``scaling``. None with a function for ``name``: the rates and weight
+            decays that its groups have are then the peaks.
+        weight_decay: λ, of every parameter that ``decay_exclude`` does not name.
+        weight_decay_end: λ at the end of the run, reached along a cosine; None keeps λ (DINO: .04 → .4).
+        betas: of adamw.
+        momentum: of sgd and lars.
+        schedule: course of the learning rate after the warm-up, ``cosine``, ``linear`` or ``constant``.
+        warmup: length of the linear warm-up.
+        lr_start: learning rate at step 0 of the warm-up; like ``lr_end`` not scaled by the batch.
+        lr_end: learning rate at the end of the run (``constant`` does not use it).
+        scaling: peak rate for a global batch of B: ``none`` lr, ``linear`` lr·B/``reference_batch``,
+            ``sqrt`` lr·√(B/``reference_batch``).
+        reference_batch: the batch that ``lr`` is meant for.
+        layer_decay: d of the layer-wise rates lr·d^(L+1−l) of a backbone with L blocks: what stands before
+            the blocks has l = 0, block i (from 0) l = i+1, all else L+1 (BEiT, DINOv2).
+        decay_exclude: parameters without weight decay, and under ``lars`` without adaptation. Kinds:
+            ``bias``, ``norm`` (anything else of one dimension: norm weights, layer scales), ``token``
+            (class, register and mask tokens, position embeddings), ``role:<name>``. ``()`` decays all.
+        constant_lr: roles whose rate stays at the peak after the warm-up (SimSiam's predictor).
+        freeze: how long from step 0 the parameters of a role do not move, weight decay included
+            (DINO: ``{"last_layer": "1 epoch"}``).
+        lr_multipliers: factor of a role's rate (DINOv2: ``{"patch_embed": 0.2}``).
+        clip: largest norm of the gradient; None does not clip.
+        clip_mode: norm over all parameters (``global``), of each parameter (``parameter``, DINO) or of each
+            module (``module``, DINOv2): ``student.backbone``, ``student.head``, ``predictor``, …
+
+    Raises:
+        ValueError: a value outside its range; one line with the argument, the value and what is allowed.
+    """
+
+    name: Literal["adamw", "sgd", "lars"] | Callable[[list[dict[str, Any]]], Optimizer]
+    lr: float | None = None
+    _: KW_ONLY
+    weight_decay: float = 0.0
+    weight_decay_end: float | None = None
+    betas: Sequence[float] = (0.9, 0.999)
+    momentum: float = 0.9
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Duration = 0
+    lr_start: float = 0.0
+    lr_end: float = 0.0
+    scaling: Literal["none", "linear", "sqrt"] = "none"
+    reference_batch: int = 256
+    layer_decay: float = 1.0
+    decay_exclude: Sequence[str] = ("bias", "norm")
+    constant_lr: Sequence[str] = ()
+    freeze: Mapping[str, Duration] = field(default_factory=dict)
+    lr_multipliers: Mapping[str, float] = field(default_factory=dict)
+    clip: float | None = None
+    clip_mode: Literal["global", "parameter", "module"] = "global"
+
+    def __post_init__(self) -> None:
+        if callable(self.name):
+            if self.lr is not None or self.weight_decay:
+                raise ValueError(
+                    f"lr, weight_decay: {self.lr}, {self.weight_decay} given beside a function for name; "
+                    "give them to the optimizer that the function makes"
+                )
+        else:
+            _one_of("name", self.name, _NAMES, " or a function from parameter groups to an optimizer")
+            if self.lr is None:
+                raise ValueError(f"lr: required with name={self.name}; give the peak learning rate")
+        _one_of("schedule", self.schedule, _SHAPES)
+        _one_of("scaling", self.scaling, _SCALINGS)
+        _one_of("clip_mode", self.clip_mode, _CLIP_MODES)
+        for name in ("lr", "weight_decay", "weight_decay_end", "lr_start", "lr_end"):
+            _at_least_zero(name, getattr(self, name))
+        for name, value in self.lr_multipliers.items():
+            _at_least_zero(f"lr_multipliers.{name}", value)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: {tuple(self.betas)} given, allowed are two numbers in [0, 1)")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum: {self.momentum} given, allowed is a number in [0, 1)")
+        if self.reference_batch < 1:
+            raise ValueError(f"reference_batch: {self.reference_batch} given, allowed is 1 or more")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay: {self.layer_decay} given, allowed is a number in (0, 1]")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise ValueError(f"clip: {self.clip} given, allowed is a finite number above 0, or None")
+        check_duration("warmup", self.warmup)
+        for name, duration in self.freeze.items():
+            check_duration(f"freeze.{name}", duration)
+        for argument in ("decay_exclude", "constant_lr"):
+            _refuse_string(argument, getattr(self, argument))
+        for kind in self.decay_exclude:
+            if not kind.startswith("role:"):
+                _one_of("decay_exclude", kind, _KINDS, " or role:<name>")
+        # values of its own: what comes from a config may be changed, and need not be plain
+        for argument in ("betas", "decay_exclude", "constant_lr"):
+            object.__setattr__(self, argument, tuple(getattr(self, argument)))
+        for argument in ("freeze", "lr_multipliers"):
+            object.__setattr__(self, argument, dict(getattr(self, argument)))
+
+    def scaled_lr(self, batch_size: int | None = None) -> float:
+        """Peak learning rate for a global batch (samples an optimizer step: devices × accumulation × batch).
+
+        Raises:
+            ValueError: ``scaling`` needs a batch size and has none, or the optimizer has its own rates.
+        """
+        if self.lr is None:
+            raise ValueError("lr: the optimizer was given as a function and has its own learning rates")
+        return self.lr * self._batch_factor(batch_size)
+
+    def build(
+        self, named_parameters: NamedParameters, roles: Roles | None = None, *, batch_size: int | None = None
+    ) -> Optimizer:
+        """The optimizer over ``named_parameters``, each parameter in exactly one group.
+
+        Args:
+            named_parameters: what is trained, under its names in the module. Layer-wise decay looks at the
+                names below a ``backbone``, or at all where there is none. A tied parameter is taken once.
+            roles: parameters by role; those that are not trained may be among them.
+            batch_size: the global batch, for ``scaling``.
+
+        Raises:
+            ValueError: no parameters; a role that the module does not have; no blocks for ``layer_decay``;
+                ``scaling`` without a batch size.
+        """
+        named = without_repeats(named_parameters)
+        if not named:
+            raise ValueError("named_parameters: none given; the module has nothing to train")
+        members = {role: {id(p) for p in parameters} for role, parameters in (roles or {}).items()}
+        self._check_roles(members)
+        by_layer = layer_factors([name for name, _ in named], self.layer_decay)
+        groups: dict[tuple[float, bool, bool], list[Tensor]] = {}
+        for name, parameter in named:
+            own = [role for role, ids in members.items() if id(parameter) in ids]
+            factor = math.prod((by_layer[name], *(self.lr_multipliers.get(role, 1.0) for role in own)))
+            excluded = {kind_of(name, parameter), *(f"role:{role}" for role in own)}
+            decays = excluded.isdisjoint(self.decay_exclude)
+            constant = not set(own).isdisjoint(self.constant_lr)
+            groups.setdefault((factor, decays, constant), []).append(parameter)
+        optimizer = self._optimizer(
+            [
+                {"params": parameters, "lr_factor": factor, "decays": decays, "lr_constant": constant}
+                for (factor, decays, constant), parameters in groups.items()
+            ]
+        )
+        for group in optimizer.param_groups:
+            group["base_lr"] = float(group["lr"]) * self._batch_factor(batch_size)
+            group["lr"] = group["base_lr"] * group["lr_factor"]
+            if "weight_decay" in group:
+                group["base_weight_decay"] = float(group["weight_decay"])
+                group["weight_decay"] = group["base_weight_decay"] if group["decays"] else 0.0
+        return optimizer
+
+    def apply(self, optimizer: Optimizer, clock: Clock) -> None:
+        """Set the learning rate and weight decay of every group for the step ``clock.step``.
+
+        The peaks are those of the groups, so a resumed run keeps the ones it began with.
+        """
+        for group in optimizer.param_groups:
+            rate = self._lr_schedule(group["base_lr"], group["lr_constant"])
+            group["lr"] = group["lr_factor"] * rate(clock)
+            if "weight_decay" in group:
+                decay = self._decay_schedule(group["base_weight_decay"])
+                group["weight_decay"] = decay(clock) if group["decays"] else 0.0
+
+    def clip_gradients(self, named_parameters: NamedParameters) -> None:
+        """Scale large gradients down, in place; see :func:`~selfdistill.optim.clipping.clip_gradients`.
+
+        They must be complete (all micro-batches in them) and free of a loss scale.
+        """
+        if self.clip is not None:
+            clip_gradients(named_parameters, self.clip, self.clip_mode)
+
+    def freeze_gradients(self, roles: Roles, clock: Clock) -> None:
+        """Take the gradients of frozen roles away, so that the optimizer skips them, weight decay included.
+
+        To be called after clipping, as DINO does: frozen parameters count in the norm.
+        """
+        for role, duration in self.freeze.items():
+            if clock.step < duration_in_steps(duration, clock):
+                for parameter in roles[role]:
+                    parameter.grad = None
+
+    def _optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+        if callable(self.name):
+            return self.name(groups)
+        assert self.lr is not None
+        if self.name == "adamw":
+            first, second = self.betas
+            return torch.optim.AdamW(
+                groups, lr=self.lr, betas=(first, second), weight_decay=self.weight_decay
+            )
+        if self.name == "sgd":
+            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        adapted = [{**group, "adapt": group["decays"]} for group in groups]
+        return Lars(adapted, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+    def _batch_factor(self, batch_size: int | None) -> float:
+        if self.scaling == "none":
+            return 1.0
+        if batch_size is None or batch_size < 1:
+            raise ValueError(
+                f"batch_size: {batch_size} given with scaling={self.scaling}, allowed is 1 or more; "
+                "give the global batch size or use scaling=none"
+            )
+        ratio = batch_size / self.reference_batch
+        return ratio if self.scaling == "linear" else math.sqrt(ratio)
+
+    def _lr_schedule(self, peak: float, constant: bool) -> Schedule:
+        after: Schedule = ConstantSchedule(peak)
+        if self.schedule == "cosine" and not constant:
+            after = CosineSchedule(peak, self.lr_end)
+        elif self.schedule == "linear" and not constant:
+            after = LinearSchedule(peak, self.lr_end)
+        return WarmupSchedule(after, self.warmup, self.lr_start)
+
+    def _decay_schedule(self, start: float) -> Schedule:
+        if self.weight_decay_end is None:
+            return ConstantSchedule(start)
+        return CosineSchedule(start, self.weight_decay_end)
+
+    def _check_roles(self, known: Collection[str]) -> None:
+        excluded = [kind.removeprefix("role:") for kind in self.decay_exclude if kind.startswith("role:")]
+        named = {
+            "constant_lr": self.constant_lr,
+            "freeze": self.freeze,
+            "lr_multipliers": self.lr_multipliers,
+            "decay_exclude": excluded,
+        }
+        for argument, roles in named.items():
+            for role in roles:
+                if role not in known:
+                    has = ", ".join(known) or "no roles"
+                    raise ValueError(f"{argument}: role {role!r} given, this module has {has}")
+
+
+def _refuse_string(argument: str, value: Sequence[str]) -> None:
+    if isinstance(value, str):
+        raise ValueError(f"{argument}: {value!r} given, allowed is a list of names, e.g. [{value}]")
+
+
+def _one_of(argument: str, value: object, allowed: Sequence[str], more: str = "") -> None:
+    if value not in allowed:
+        raise ValueError(f"{argument}: {value!r} given, allowed is {', '.join(allowed) or 'none'}{more}")
+
+
+def _at_least_zero(argument: str, value: float | None) -> None:
+    if value is not None and not 0 <= value < math.inf:
+        raise ValueError(f"{argument}: {value} given, allowed is a finite number ≥ 0")

@@ -1,0 +1,129 @@
+"""Terms that keep representations spread out, whatever the targets are.
+
+All compute in float32 (float64 inputs stay float64), with autocast off where it would reach them.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfdistill.distributed import all_reduce_max, all_reduce_mean_grad, all_reduce_sum, world_size
+
+__all__ = ["koleo", "me_max", "variance_covariance"]
+
+
+def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
+    """Kozachenko-Leonenko entropy term on the sphere (arXiv 1806.03198): spreads samples evenly.
+
+    −mean_i log(min_{j≠i} ‖x_i − x_j‖ + eps)
+
+    Rows are L2-normalised first. −ln 2 for two opposite points, large where points crowd together. Over the
+    rows of this rank only, as in DINOv2; do not mix views of one image in a call. Exact duplicates add −log
+    eps and, like zero rows, get no gradient: no direction leads away from a copy.
+
+    Args:
+        features: [N, D], N >= 2.
+        eps: Added to each distance, > 0.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: An argument has the wrong shape or is out of range.
+    """
+    _check_rows("features", features)
+    _check_positive("eps", eps)
+    with torch.autocast(features.device.type, enabled=False):
+        x_ND = _at_least_float32(features)
+        norm_N1 = torch.linalg.vector_norm(x_ND, dim=1, keepdim=True)
+        # A zero row has no direction to correct; a gradient divided by eps would overflow float16.
+        x_ND = torch.where(norm_N1 > eps, x_ND / norm_N1.clamp_min(eps), 0.0)
+        similarity_NN = x_ND.detach() @ x_ND.detach().T
+        # Any finite value could tie with a true neighbour: opposite points have similarity −1.
+        nearest_N = similarity_NN.fill_diagonal_(-math.inf).argmax(1)
+        distance_N = torch.linalg.vector_norm(x_ND - x_ND[nearest_N], dim=1)
+        # Below the resolution of unit vectors a difference is rounding, which 1/distance would blow up.
+        resolution = 8 * torch.finfo(x_ND.dtype).eps
+        distance_N = torch.where(distance_N > resolution, distance_N, distance_N.detach())
+        return -(distance_N + eps).log().mean()
+
+
+def me_max(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Mean-entropy maximisation of MSN (arXiv 2204.07141): keeps all clusters in use.
+
+    log K − H(p̄), p̄ the mean prediction over the samples of all ranks
+
+    In [0, log K]: 0 when samples use all clusters equally, log K when all fall into one. Ranks may
+    hold different numbers of samples. Computed on logarithms, so no probability underflows.
+
+    Args:
+        logits: [N, K], N >= 1, K >= 2.
+        temperature: > 0, applied to the logits. MSN uses .1.
+
+    Returns:
+        Scalar, the same on every rank; gradients as DDP expects them (see `selfdistill.distributed`).
+
+    Raises:
+        ValueError: An argument has the wrong shape or is out of range.
+    """
+    if logits.ndim != 2 or logits.shape[0] < 1 or logits.shape[1] < 2:
+        raise ValueError(f"logits must have shape [samples >= 1, clusters >= 2], got {list(logits.shape)}")
+    _check_positive("temperature", temperature)
+    log_p_NK = F.log_softmax(_at_least_float32(logits) / temperature, dim=1)
+    log_sum_K = log_p_NK.logsumexp(0)
+    peak_K = all_reduce_max(log_sum_K)
+    samples = all_reduce_sum(log_p_NK.new_full((), len(log_p_NK)))
+    mean_K = all_reduce_mean_grad((log_sum_K - peak_K).exp())
+    log_mean_K = peak_K + mean_K.log() + (world_size() / samples).log()
+    # Rounding may end just below the bound.
+    return (math.log(logits.shape[1]) + (log_mean_K.exp() * log_mean_K).sum()).clamp_min(0)
+
+
+def variance_covariance(
+    x: Tensor, *, variance_target: float = 1.0, eps: float = 1e-4
+) -> tuple[Tensor, Tensor]:
+    """The two terms of VICReg that prevent collapse (arXiv 2105.04906, eq. 1-4), over the rows of all ranks.
+
+    v = mean_j max(0, γ − sqrt(Var(x_j) + eps));  c = Σ_{i≠j} Cov(x)_ij² / D.  Both moments divide by N − 1.
+    The weights are the caller's: VICReg gives 25 to v and 1 to c, for each of the two views.
+
+    Args:
+        x: [N, D], N >= 2, not normalised.
+        variance_target: γ, the standard deviation asked for, > 0.
+        eps: Added to the variance, > 0.
+
+    Returns:
+        v and c, scalars, the same on every rank; gradients as DDP expects them.
+
+    Raises:
+        ValueError: An argument has the wrong shape or is out of range.
+    """
+    _check_rows("x", x)
+    _check_positive("variance_target", variance_target)
+    _check_positive("eps", eps)
+    with torch.autocast(x.device.type, enabled=False):
+        x_ND = _at_least_float32(x)
+        samples = all_reduce_sum(x_ND.new_full((), len(x_ND)))
+        # Detached at no loss: squared deviations have zero derivative in the mean they are taken from.
+        centered_ND = x_ND - all_reduce_sum(x_ND.sum(0)) / samples
+        scale = world_size() / (samples - 1)
+        variance_D = scale * all_reduce_mean_grad(centered_ND.square().sum(0))
+        covariance_DD = scale * all_reduce_mean_grad(centered_ND.T @ centered_ND)
+        variance = F.relu(variance_target - (variance_D + eps).sqrt()).mean()
+        return variance, 2 * covariance_DD.triu(1).square().sum() / x.shape[1]
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _check_rows(name: str, x: Tensor) -> None:
+    if x.ndim != 2 or x.shape[0] < 2 or x.shape[1] < 1:
+        raise ValueError(f"{name} must have shape [samples >= 2, features], got {list(x.shape)}")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be finite and > 0, got {value}")

@@ -1,0 +1,224 @@
+"""One run: instantiate in data-flow order, fit, evaluate, leave the files."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from selfdistill.callbacks import (
+    CollapseMonitor,
+    EpochLines,
+    GracefulInterrupt,
+    OnlineKNN,
+    ProgressBar,
+    TeacherUpdate,
+    TrainingInterrupted,
+)
+from selfdistill.config import UserError, check_values, resolved
+from selfdistill.data import DataModule
+from selfdistill.evaluation.figures import Figures, backbone_figures, figures_table, pixel_figures
+from selfdistill.methods import SelfDistillModule
+from selfdistill.methods.base import NonFiniteLossError
+from selfdistill.views import ViewRecipe
+
+log = logging.getLogger(__name__)
+
+
+def fit(config: DictConfig) -> float | None:
+    """Train what ``config`` describes and leave the run's folder.
+
+    Returns:
+        The sweep objective: k-NN accuracy on the validation split; None without labels.
+
+    Raises:
+        UserError: what was asked for cannot work; nothing is left behind.
+    """
+    folder = Path(config.run_dir or HydraConfig.get().runtime.output_dir)
+    try:
+        with clear_errors():
+            return _fit(config, folder)
+    except UserError:
+        _remove_if_empty(folder)
+        raise
+    except TrainingInterrupted as stop:
+        print(f"\n{stop.args[0].replace('continue with ', 'continue with ckpt_path=')}", file=sys.stderr)
+        sys.exit(128 + stop.signal_number)
+
+
+def _fit(config: DictConfig, folder: Path) -> float | None:
+    config = config.copy()
+    config.run_dir = str(folder)
+    plain = resolved(config)
+    check_values(plain)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    datamodule = build_data(config)
+    module = build_method(config)
+    module.provenance = {"config": plain}
+    checkpoint = None if config.ckpt_path is None else checked_checkpoint(config.ckpt_path, module)
+    callbacks = build_callbacks(config, folder)
+    trainer: L.Trainer = instantiate(config.trainer, callbacks=callbacks, logger=False)
+    _claim(folder, config)
+    trainer.loggers = [instantiate(value) for value in config.logger.values() if OmegaConf.is_dict(value)]
+
+    baselines: dict[str, Figures] = {}
+    if datamodule.labelled:
+        settings = plain["evaluation"]
+        baselines = {
+            "raw_pixels": pixel_figures(datamodule, **settings),
+            "initial": backbone_figures(module, datamodule, **settings),
+        }
+    started = time.perf_counter()
+    trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    seconds = time.perf_counter() - started
+
+    figures: dict[str, Figures] = {}
+    if datamodule.labelled:
+        figures = {"trained": backbone_figures(module, datamodule, **plain["evaluation"]), **baselines}
+    monitor = next((c for c in callbacks if isinstance(c, CollapseMonitor)), None)
+    online = next((c for c in callbacks if isinstance(c, OnlineKNN)), None)
+    summary = {
+        "method": HydraConfig.get().runtime.choices.get("method") if HydraConfig.initialized() else None,
+        "figures": figures,
+        "split": "test",
+        "validation_knn": None if online is None else online.accuracy,
+        "collapse": None if monitor is None else monitor.kind,
+        "seconds": {"train": round(seconds, 3)},
+        "optimizer_steps": module.clock.step,
+        "evaluates": module.evaluates,
+        "seed": config.seed,
+    }
+    _write(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    if trainer.is_global_zero:
+        if figures:
+            print(f"\ntest split of {config.data._target_.rpartition(chr(46))[2]}, network evaluated: {module.evaluates}\n")
+            print(figures_table(figures) + "\n")
+        print(f"collapse: {summary['collapse'] or 'none seen'}    training: {seconds:.0f} s    run: {folder}")
+    return summary["validation_knn"]
+
+
+def build_data(config: DictConfig) -> DataModule:
+    """The data module of ``config.data`` with the views of ``config.views``."""
+    recipe: ViewRecipe = instantiate(config.views)
+    facts = ("image", "root", "download")
+    settings = {key: value for key, value in config.data.items() if key not in facts}
+    datamodule: DataModule = instantiate(settings, recipe=recipe, seed=config.seed)
+    datamodule.setup("fit")
+    return datamodule
+
+
+def build_method(config: DictConfig) -> SelfDistillModule[Any, Any]:
+    """The method of ``config.method`` from the parts that the other groups describe."""
+    target = _class_of(config.method)
+    accepted = inspect.signature(target).parameters
+    parts: dict[str, Any] = {"backbone": instantiate(config.backbone)}
+    if "divergence" in accepted:
+        parts["divergence"] = instantiate(config.divergence)
+    parts["teacher"] = instantiate(config.teacher)
+    parts["optimizer"] = instantiate(config.optimizer)
+    parts["weights"] = {name: instantiate(value) for name, value in config.weights.items()}
+    settings = {key: value for key, value in config.method.items() if key != "paper"}
+    module = instantiate(settings, **parts)
+    if not isinstance(module, SelfDistillModule):
+        raise UserError(f"method._target_: {target.__name__} given, allowed is a SelfDistillModule")
+    return module
+
+
+def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
+    """The callbacks of the group, what shows progress, and last the teacher's update."""
+    named = [instantiate(value) for value in config.callbacks.values() if value is not None]
+    shown = ProgressBar() if sys.stdout.isatty() else EpochLines()
+    if not isinstance(shown, ProgressBar):
+        config.trainer.enable_progress_bar = False  # struct allows it: the key stands in conf/trainer
+    stop = GracefulInterrupt(folder / "checkpoints" / "last.ckpt")
+    return [*named, shown, TeacherUpdate(), stop]
+
+
+def checked_checkpoint(path: str, module: SelfDistillModule[Any, Any]) -> str:
+    """``path``, once it is known to continue ``module``.
+
+    Raises:
+        UserError: it is missing, unreadable, or of something else; the line says what differs.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"ckpt_path: {path!r} given, no such file; allowed is <run>/checkpoints/last.ckpt")
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(f"ckpt_path: {path!r} given, not a readable checkpoint ({reason})") from None
+    ours = stored.get("selfdistill") if isinstance(stored, dict) else None
+    if ours is None:
+        raise UserError(f"ckpt_path: {path!r} given, not a checkpoint of selfdistill")
+    wanted = type(module).__name__
+    if ours["method"] != wanted:
+        raise UserError(f"ckpt_path: a checkpoint of {ours['method']} given, this run is {wanted}")
+    mine, theirs = module.state_dict(), stored["state_dict"]
+    for name in [*mine, *theirs]:
+        if name not in theirs or name not in mine or getattr(mine[name], "shape", None) != getattr(
+            theirs[name], "shape", None
+        ):
+            raise UserError(
+                f"ckpt_path: {name!r} differs between the checkpoint and this run; "
+                "use the settings of the run that wrote it (its config.yaml)"
+            )
+    return path
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """A mistake that a constructor or the first step found becomes one line."""
+    try:
+        yield
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, ValueError | TypeError | ImportError):
+            place = f" [{error.full_key}]" if getattr(error, "full_key", None) else ""
+            raise UserError(f"{cause}{place}") from cause
+        raise
+    except NonFiniteLossError as error:
+        raise UserError(str(error)) from error
+
+
+def _class_of(method: DictConfig) -> type:
+    from hydra.utils import get_class
+
+    return get_class(method._target_)
+
+
+def _claim(folder: Path, config: DictConfig) -> None:
+    """Write the resolved configuration; a folder that holds a run already is refused."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(folder / "config.yaml", "x", encoding="utf-8") as file:
+            file.write(OmegaConf.to_yaml(config, resolve=True))
+    except FileExistsError:
+        raise UserError(f"hydra.run.dir: {folder} holds a run already; choose another folder") from None
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(path.suffix + ".part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+        folder.parent.rmdir()
+    except OSError:
+        return

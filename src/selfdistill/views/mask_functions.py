@@ -1,0 +1,347 @@
+"""Patch masks for a whole batch at once: random, block, inverse block and multi-block.
+
+`B` images of `N = H * W` patches in row-major order; in a mask, True means masked. Everything is drawn from
+the given `torch.Generator` (the default one if None) without a loop over images, and is meant for the collate
+function, that is for the CPU and off the training process: hence numpy inside, whose calls and sort are
+several times quicker than torch's on arrays this small. No mask ever covers a whole image.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Generator, Tensor
+
+__all__ = [
+    "block_mask",
+    "checked_grid",
+    "independent_ratios",
+    "inverse_block_mask",
+    "mask_counts",
+    "multi_block_masks",
+    "random_mask",
+    "stratified_ratios",
+    "visible_index",
+]
+
+# Float32 holds one binary digit a block exactly up to 24 blocks; 16 reach the count of nearly all images.
+_BLOCKS = 16
+# No grid and no setting can hang a loader: after these many tries the outcome is forced.
+_TRIES = 20
+# Above every key of `_random_keys`.
+_LAST = 1 << 62
+
+
+def random_mask(
+    batch: int, grid: Sequence[int], ratio: float, *, generator: Generator | None = None
+) -> Tensor:
+    """Masks the same number of patches in each image, uniformly at random (MSN's patch drop, arXiv
+    2204.07141).
+
+    Args:
+        batch: number of images B.
+        grid: patches along (height, width).
+        ratio: share of masked patches in [0, 1]; see `mask_counts` for the rounding.
+        generator: source of randomness.
+
+    Returns:
+        Bool [B, N].
+    """
+    counts = mask_counts(torch.full((batch,), ratio), grid)
+    return torch.from_numpy(_lowest(_random_keys(batch, grid, generator), counts.numpy()))
+
+
+def block_mask(
+    counts: Tensor,
+    grid: Sequence[int],
+    *,
+    min_block: int = 4,
+    aspect: Sequence[float] = (0.3, 1 / 0.3),
+    generator: Generator | None = None,
+) -> Tensor:
+    """Masks exactly `counts[b]` patches of image b as a union of rectangles (BEiT, arXiv 2106.08254,
+    algorithm 1).
+
+    Each of up to 16 blocks has an area uniform between `min_block` and what is still to be masked (counted as
+    if blocks did not overlap), and a height/width ratio log-uniform over the part of `aspect` that fits in
+    the grid. Patches are masked in the order in which the blocks reach them until the count is met: where the
+    paper lets the last block overshoot, and the reference code gives up short of the count, here the last
+    block is cut. What 16 blocks leave over, above ratios of about one half, is filled up from a side.
+
+    Args:
+        counts: int64 [B], patches to mask in each image, each in [0, N - 1].
+        grid: patches along (height, width).
+        min_block: smallest area of a block, in patches (4 in DINOv2, 16 in BEiT and data2vec); an image with
+            a smaller count has smaller blocks.
+        aspect: lowest and highest height/width ratio.
+        generator: source of randomness.
+
+    Returns:
+        Bool [B, N].
+
+    Raises:
+        ValueError: a count outside [0, N - 1].
+    """
+    height, width = checked_grid(grid)
+    patches = height * width
+    wanted = counts.numpy()
+    if len(wanted) and not 0 <= wanted.min() <= wanted.max() < patches:
+        raise ValueError(
+            f"counts: got {wanted.min()} to {wanted.max()}, allowed are 0 to {patches - 1} for a
+            {height}x{width} grid;" " mask_counts(ratios, grid) makes valid ones"
+        )
+    active = wanted > 0
+    wanted = wanted[active]
+    draw = torch.rand(4, len(wanted), _BLOCKS, generator=generator).numpy()
+    # Uniform shares of what the blocks before have left: 1 - u_1, u_1 (1 - u_2), u_1 u_2 (1 - u_3), ...
+    left = np.cumprod(draw[0], axis=1)
+    share = np.concatenate([np.ones_like(left[:, :1]), left[:, :-1]], axis=1) - left
+    total = wanted[:, None].astype(np.float32)
+    smallest = np.minimum(total, max(1, min_block))
+    log_area = np.log(smallest + share * (total - smallest))
+    low = np.maximum(log_area - 2 * math.log(width), math.log(aspect[0]))
+    high = np.minimum(2 * math.log(height) - log_area, math.log(aspect[1]))
+    log_aspect = low + draw[1] * (high - low)
+    rows = _intervals(np.exp((log_area + log_aspect) / 2), height, draw[2])
+    columns = _intervals(np.exp((log_area - log_aspect) / 2), width, draw[3])
+    # One binary digit a block, the first block's highest: the larger the number, the earlier the patch is
+    # reached.
+    digits = np.exp2(np.arange(_BLOCKS - 1, -1, -1, dtype=np.float32))
+    reached = (rows * digits[:, None]).transpose(0, 2, 1) @ columns
+    side = torch.randint(8, (len(wanted),), generator=generator).numpy()
+    keys = _sweeps(height, width)[side] - reached.reshape(-1, patches).astype(np.int64) * patches
+    mask = np.zeros((len(active), patches), dtype=bool)
+    mask[active] = _lowest(keys, wanted)
+    return torch.from_numpy(mask)
+
+
+def inverse_block_mask(
+    batch: int,
+    grid: Sequence[int],
+    ratio: float,
+    *,
+    block: int = 3,
+    adjust: float = 0.07,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Leaves small square blocks visible and masks the rest (data2vec 2.0, arXiv 2212.07525).
+
+    `N (1 - ratio + adjust) / block²` centres are drawn with replacement; the squares around them, cut at the
+    border, are visible. Random patches are then added or taken away until exactly the asked number is
+    visible.
+
+    Args:
+        batch: number of images B; several masks an image are simply a larger batch.
+        grid: patches along (height, width).
+        ratio: share of masked patches in [0, 1] (.8 in the paper); see `mask_counts` for the rounding.
+        block: side of a visible square, in patches.
+        adjust: share of patches added to the visible ones before overlaps are subtracted.
+        generator: source of randomness.
+
+    Returns:
+        Bool [B, N], the same number of True in each row.
+    """
+    height, width = checked_grid(grid)
+    patches = height * width
+    masked = mask_counts(torch.full((batch,), ratio), grid)
+    centres = max(1, int(patches * (1 - ratio + adjust) / block**2))
+    seeds = torch.zeros(batch, patches)
+    seeds.scatter_(1, torch.randint(patches, (batch, centres), generator=generator), 1.0)
+    before = block // 2
+    after = block - 1 - before
+    padded = F.pad(seeds.view(batch, 1, height, width), (after, before, after, before))
+    visible = F.max_pool2d(padded, block, stride=1).flatten(1)
+    keys = _random_keys(batch, grid, generator) + visible.numpy().astype(np.int64) * _LAST
+    return torch.from_numpy(_lowest(keys, masked.numpy()))
+
+
+def multi_block_masks(
+    batch: int,
+    grid: Sequence[int],
+    *,
+    targets: int = 4,
+    target_scale: Sequence[float] = (0.15, 0.2),
+    target_aspect: Sequence[float] = (0.75, 1.5),
+    context_scale: Sequence[float] = (0.85, 1.0),
+    min_keep: int = 10,
+    generator: Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Draws target blocks and a context block without them (I-JEPA, arXiv 2301.08243).
+
+    The size of a block is drawn once for the batch, its place for each image, so that all images have equally
+    many target tokens. The context is cut, at random, to the shortest of the batch. The reference code
+    differs, without the paper asking for it: it draws scale and aspect with one random number, never reaches
+    the last row and column, and always cuts the lower right end of the context.
+
+    Args:
+        batch: number of images B.
+        grid: patches along (height, width).
+        targets: target blocks an image M.
+        target_scale: lowest and highest share of the image that a target covers.
+        target_aspect: lowest and highest height/width ratio of a target.
+        context_scale: lowest and highest share of the image that the square context block covers.
+        min_keep: fewest context patches an image, at most a quarter of the grid: an image below is drawn
+            anew, up to 20 times. Where even that fails, which takes a tiny grid, there is at least one.
+        generator: source of randomness.
+
+    Returns:
+        Patch indices, int64, ascending: context [B, Nc] and targets [B, M, Nt]. No context patch is in a
+        target.
+    """
+    height, width = checked_grid(grid)
+    patches = height * width
+    min_keep = max(1, min(min_keep, patches // 4))
+    target = _block_size(grid, target_scale, target_aspect, generator)
+    window = _block_size(grid, context_scale, (1.0, 1.0), generator)
+    if target == (height, width):
+        target = (height - 1, width) if height > 1 else (height, width - 1)
+
+    def draw() -> tuple[Tensor, Tensor]:
+        target_index = _place(target, grid, (batch, targets), generator)
+        window_index = _place(window, grid, (batch,), generator)
+        context = torch.zeros(batch, patches, dtype=torch.bool).scatter_(1, window_index, True)
+        return context.scatter_(1, target_index.flatten(1), False), target_index
+
+    context, target_index = draw()
+    for _ in range(_TRIES):
+        short = context.sum(1) < min_keep
+        if not short.any():
+            break
+        other_context, other_index = draw()
+        context[short], target_index[short] = other_context[short], other_index[short]
+    # One block never covers the grid: put all targets of a hopeless image in the same place.
+    empty = ~context.any(1)
+    target_index[empty] = target_index[empty, :1]
+    context[empty] = torch.ones_like(context[empty]).scatter_(1, target_index[empty, 0], False)
+
+    shortest = context.sum(1).amin().expand(batch).numpy()
+    keys = _random_keys(batch, grid, generator) + (~context).numpy().astype(np.int64) * _LAST
+    return torch.from_numpy(_lowest(keys, shortest)).nonzero()[:, 1].view(batch, -1), target_index
+
+
+def stratified_ratios(
+    batch: int, low: float, high: float, probability: float, *, generator: Generator | None = None
+) -> Tensor:
+    """Mask ratios spread evenly over [low, high] within the batch (DINOv2, arXiv 2304.07193).
+
+    `floor(batch * probability)` images, but at least one, are masked: [low, high] is cut into as many equal
+    strata and each gives one ratio. The others have ratio 0. The order is random.
+
+    Returns:
+        float32 [B].
+    """
+    masked = max(1, int(batch * probability)) if probability > 0 else 0
+    edges = torch.linspace(low, high, masked + 1)
+    ratios = torch.zeros(batch)
+    ratios[:masked] = torch.lerp(edges[:-1], edges[1:], torch.rand(masked, generator=generator))
+    return ratios[torch.randperm(batch, generator=generator)]
+
+
+def independent_ratios(
+    batch: int, low: float, high: float, probability: float, *, generator: Generator | None = None
+) -> Tensor:
+    """Mask ratios drawn for each image alone (iBOT, arXiv 2111.07832): U(low, high) with `probability`,
+    otherwise 0.
+
+    A small batch may come out without a single masked image; `stratified_ratios` cannot.
+
+    Returns:
+        float32 [B].
+    """
+    draw = torch.rand(2, batch, generator=generator)
+    return torch.where(draw[0] < probability, low + (high - low) * draw[1], 0.0)
+
+
+def mask_counts(ratios: Tensor, grid: Sequence[int], *, min_masked: int = 1) -> Tensor:
+    """Turns ratios [B] in [0, 1] into numbers of masked patches, int64 [B].
+
+    A ratio of 0 gives 0; any other the nearest whole number, within [min_masked, N - 1].
+    """
+    height, width = checked_grid(grid)
+    if len(ratios) and not 0 <= float(ratios.min()) <= float(ratios.max()) <= 1:
+        raise ValueError(f"ratios: got {ratios.tolist()}, allowed are numbers in [0, 1]")
+    patches = height * width
+    counts = (ratios.double() * patches).round().long().clamp(min=min_masked).clamp(max=patches - 1)
+    return torch.where(ratios > 0, counts, 0)
+
+
+def visible_index(mask: Tensor) -> Tensor:
+    """Indices of the patches that are not masked, ascending: bool [B, N] -> int64 [B, Nv].
+
+    Raises:
+        ValueError: the images have different numbers of masked patches.
+    """
+    visible = ~mask
+    counts = visible.sum(1)
+    if (counts != counts[:1]).any():
+        raise ValueError(
+            f"mask: got rows with {int(counts.min())} to {int(counts.max())} visible patches; all rows must
+            have" " equally many: use one ratio for the whole batch"
+        )
+    return visible.nonzero()[:, 1].view(len(mask), -1)
+
+
+def _random_keys(batch: int, grid: Sequence[int], generator: Generator | None) -> NDArray[np.int64]:
+    """Random integers below 2^62, all different within a row: [B, N]."""
+    patches = math.prod(grid)
+    draw = torch.randint(1 << 40, (batch, patches), generator=generator).numpy()
+    return draw * patches + np.arange(patches)
+
+
+def _lowest(keys: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """True at the `counts[b]` lowest keys of row b, which must all differ: [B, N], [B] in [0, N - 1] -> [B,
+    N].""" ordered = np.sort(keys, axis=1)
+    return keys < ordered[np.arange(len(keys)), counts][:, None]
+
+
+def _intervals(lengths: NDArray[np.float32], size: int, draw: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Indicators of intervals of rounded lengths at uniformly drawn places in range(size): [...] -> [...,
+    size].""" whole = np.clip(np.rint(lengths), 1, size)
+    start = (draw * (size - whole + 1)).astype(np.intp)
+    steps = np.tri(size + 1, size, -1, dtype=np.float32)
+    return steps[start + whole.astype(np.intp)] - steps[start]
+
+
+@functools.cache
+def _sweeps(height: int, width: int) -> NDArray[np.int64]:
+    """Eight orders of the patches, by rows or by columns from each corner: ranks [8, N]."""
+    patches = np.arange(height * width)
+    orders = (patches.reshape(height, width), patches.reshape(width, height).T)
+    return np.stack(
+        [turned.flatten() for o in orders for turned in (o, o[::-1], o[:, ::-1], o[::-1, ::-1])]
+    )
+
+
+def _block_size(
+    grid: Sequence[int], scale: Sequence[float], aspect: Sequence[float], generator: Generator | None
+) -> tuple[int, int]:
+    height, width = grid
+    draw = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    area = max(1, int(height * width * (scale[0] + draw[0] * (scale[1] - scale[0]))))
+    ratio = aspect[0] + draw[1] * (aspect[1] - aspect[0])
+    rows = min(max(1, round(math.sqrt(area * ratio))), height)
+    return rows, min(max(1, round(math.sqrt(area / ratio))), width)
+
+
+def _place(
+    size: tuple[int, int], grid: Sequence[int], shape: tuple[int, ...], generator: Generator | None
+) -> Tensor:
+    """Patch indices of blocks of one size at uniformly drawn places: int64 [*shape, rows * columns]."""
+    (rows, columns), (height, width) = size, grid
+    top = torch.randint(height - rows + 1, shape, generator=generator)
+    left = torch.randint(width - columns + 1, shape, generator=generator)
+    inside = (torch.arange(rows)[:, None] * width + torch.arange(columns)).flatten()
+    return (top * width + left)[..., None] + inside
+
+
+def checked_grid(grid: Sequence[int]) -> tuple[int, int]:
+    if len(grid) != 2 or min(grid) < 1 or math.prod(grid) < 2:
+        raise ValueError(
+            f"grid: got {tuple(grid)}, allowed is (height, width) in patches, with at least 2 patches;"
+            " use a smaller patch size or a larger image"
+        )
+    return grid[0], grid[1]

@@ -1,0 +1,17 @@
+"""Train one method: ``python -m src.train method=byol_like``."""
+
+import hydra
+from omegaconf import DictConfig
+
+from selfdistill.cli import launch
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+def main(config: DictConfig) -> float | None:
+    from selfdistill.runner import fit
+
+    return fit(config)
+
+
+if __name__ == "__main__":
+    launch(main, "train")

@@ -1,0 +1,113 @@
+"""Composition: every file composes and instantiates, and mistakes get one line before anything is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hydra.utils import instantiate
+
+from selfdistill.config import CONF, UserError, check
+
+GROUPS = sorted(
+    (folder.name, file.stem)
+    for folder in CONF.iterdir()
+    if folder.is_dir() and folder.name not in ("hydra", "__pycache__")
+    for file in folder.glob("*.yaml")
+)
+
+
+def override(group: str, choice: str) -> list[str]:
+    if (group, choice) == ("backbone", "timm"):
+        return ["backbone=timm", "backbone.name=resnet10t"]
+    if group == "data" and choice != "digits":
+        return [f"data={choice}", "data.root=somewhere"]
+    if group == "scale":
+        return []
+    return [f"{group}={choice}"]
+
+
+@pytest.mark.parametrize(("group", "choice"), GROUPS)
+def test_every_file_composes_and_instantiates(group: str, choice: str, compose: Any) -> None:
+    config = compose(*override(group, choice))
+    node = config.get(group)
+    if group in ("backbone", "divergence", "teacher", "optimizer", "views"):
+        assert instantiate(node) is not None
+    if group == "callbacks":
+        assert all(instantiate(value) is not None for value in node.values() if value is not None)
+
+
+def line(*overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        check("train", list(overrides))
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["method=byol"], "method: 'byol' given, allowed is"),
+        (["method=byol"], "did you mean byol_like?"),
+        (["backbone=resnet81"], "did you mean resnet18?"),
+        (["teacher.momentm=0.9"], "teacher.momentm: no such key; did you mean teacher.momentum?"),
+        (["optimiser.lr=0.1"], "did you mean optimizer.lr?"),
+        (["teacher.momentum=1.5"], "teacher.momentum: 1.5 given, allowed is a number from 0 to 1"),
+        (["teacher.momentum=-0.1"], "teacher.momentum: -0.1 given"),
+        (["teacher.momentum=fast"], "teacher.momentum: 'fast' given"),
+        (["teacher.momentum=nan"], "teacher.momentum: nan given"),
+        (["data.batch_size=0"], "data.batch_size: 0 given, allowed is a whole number of at least 1"),
+        (["data.batch_size=2.5"], "data.batch_size: 2.5 given"),
+        (["optimizer.lr=-1"], "optimizer.lr: -1 given"),
+        (["divergence=kl", "divergence.student_temperature=0"], "divergence.student_temperature: 0 given"),
+        (["backbone=timm"], "backbone.name"),
+        (["seed=-1"], "seed: -1 given"),
+    ],
+)
+def test_mistakes_get_one_line(overrides: list[str], says: str) -> None:
+    assert says in line(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["teacher.momentum=0.5"], "teacher.momentum=0.5"),
+        (["optimizer.lr=0.05"], "optimizer.lr=0.05"),
+        (["divergence=kl", "divergence.teacher_temperature=0.02"], "divergence.teacher_temperature=0.02"),
+        (["+weights.distill=5"], "weights.distill=5"),
+    ],
+)
+def test_untypical_values_warn_once(overrides: list[str], key: str) -> None:
+    warnings = check("train", overrides).warnings
+    assert len(warnings) == 1
+    assert key in warnings[0]
+    assert "typical range" in warnings[0]
+
+
+@pytest.mark.parametrize("method", sorted(path.stem for path in (CONF / "method").glob("*.yaml")))
+def test_the_papers_own_values_never_warn(method: str) -> None:
+    assert check("train", [f"method={method}"]).warnings == []
+
+
+def test_typical_values_do_not_warn() -> None:
+    assert check("train", ["teacher.momentum=0.995", "optimizer.lr=0.0005"]).warnings == []
+
+
+def test_the_command_line_wins_over_method_and_scale() -> None:
+    plain = check("train", ["backbone=resnet18", "divergence=kl", "data.batch_size=32", "teacher=snapshot"]).plain
+    assert plain["backbone"]["name"] == "resnet18"
+    assert plain["divergence"]["_target_"].endswith("KL")
+    assert plain["data"]["batch_size"] == 32
+    assert plain["teacher"]["every"] == "1 epochs"
+
+
+def test_scale_holds_what_digits_need_and_method_the_papers_values() -> None:
+    small = check("train", []).plain
+    paper = check("train", ["data=imagenette", "data.root=somewhere"]).plain
+    assert small["backbone"]["name"] == "small_cnn"
+    assert paper["backbone"]["name"] == "resnet50"
+    assert paper["optimizer"]["name"] == "lars"
+    assert paper["optimizer"]["lr"] == 0.45
+    assert paper["trainer"]["max_epochs"] == 100
+    assert paper["method"]["paper"] == small["method"]["paper"]
