@@ -194,9 +194,7 @@ class TestWarmup:
         """Slow restatement: lr·k/W up to W, then a cosine over the steps that remain."""
         peak, warmup, total = 0.45, 20, 100
         expected = [
-            peak * k / warmup
-            if k < warmup
-            else peak * 0.5 * (1 + math.cos(math.pi * (k - warmup) / (total - warmup)))
+            peak * k / warmup if k < warmup else peak * 0.5 * (1 + math.cos(math.pi * (k - warmup) / (total - warmup)))
             for k in range(total + 1)
         ]
         schedule = WarmupSchedule(CosineSchedule(peak, 0.0), "2 epochs")

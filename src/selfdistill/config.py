@@ -105,8 +105,9 @@ def check(
         values, groups = _split(given)
         warnings = []
         if values:
-            default = resolved(_compose(config_name, groups))
-            warnings = untypical(plain, default, [path for path, _ in values])
+            default = _compose(config_name, groups)
+            changed = [p for p, _ in values if _rule(p) and dict(flatten(plain)).get(p) != OmegaConf.select(default, p)]
+            warnings = untypical(plain, changed)
     return Checked(config, plain, warnings)
 
 
@@ -116,8 +117,11 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: an interpolation that leads nowhere, or a mandatory value that is missing.
     """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"{missing[0]}: not given, and there is no default; set {missing[0]}=…")
     try:
-        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"config: {_first_line(error)}") from None
     assert isinstance(plain, dict)
@@ -138,13 +142,13 @@ def check_values(plain: Mapping[str, Any]) -> None:
             raise UserError(f"{path}: {value!r} given, allowed is {rule}")
 
 
-def untypical(plain: Mapping[str, Any], default: Mapping[str, Any], changed: Sequence[str]) -> list[str]:
-    """Warnings for values that the user set outside the typical ranges; defaults never warn."""
-    values, defaults = dict(flatten(plain)), dict(flatten(default))
+def untypical(plain: Mapping[str, Any], changed: Sequence[str]) -> list[str]:
+    """A line for each key of ``changed`` whose value is allowed but outside its typical range."""
+    values = dict(flatten(plain))
     warnings = []
     for path in changed:
         rule, value = _rule(path), values.get(path)
-        if rule is None or rule.typical is None or not rule.allows(value) or value == defaults.get(path):
+        if rule is None or rule.typical is None or not rule.allows(value):
             continue
         low, high = rule.typical
         if not low <= value <= high:

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.utilities.warnings import PossibleUserWarning
 from omegaconf import DictConfig, OmegaConf
 
 from selfdistill.callbacks import (
@@ -49,6 +51,7 @@ def fit(config: DictConfig) -> float | None:
         UserError: what was asked for cannot work; nothing is left behind.
     """
     folder = Path(config.run_dir or HydraConfig.get().runtime.output_dir)
+    _quiet()
     try:
         with clear_errors():
             return _fit(config, folder)
@@ -116,7 +119,7 @@ def build_data(config: DictConfig) -> DataModule:
     recipe: ViewRecipe = instantiate(config.views)
     facts = ("image", "root", "download")
     settings = {key: value for key, value in config.data.items() if key not in facts}
-    datamodule: DataModule = instantiate(settings, recipe=recipe, seed=config.seed)
+    datamodule: DataModule = instantiate(settings, _partial_=True)(recipe=recipe, seed=config.seed)
     datamodule.setup("fit")
     return datamodule
 
@@ -132,7 +135,8 @@ def build_method(config: DictConfig) -> SelfDistillModule[Any, Any]:
     parts["optimizer"] = instantiate(config.optimizer)
     parts["weights"] = {name: instantiate(value) for name, value in config.weights.items()}
     settings = {key: value for key, value in config.method.items() if key != "paper"}
-    module = instantiate(settings, **parts)
+    # called here, not by Hydra, which would turn the dataclasses among the parts into configs
+    module = instantiate(settings, _partial_=True)(**parts)
     if not isinstance(module, SelfDistillModule):
         raise UserError(f"method._target_: {target.__name__} given, allowed is a SelfDistillModule")
     return module
@@ -181,17 +185,39 @@ def checked_checkpoint(path: str, module: SelfDistillModule[Any, Any]) -> str:
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """A mistake that a constructor or the first step found becomes one line."""
+    """A mistake that this package found becomes one line; an error from elsewhere keeps its traceback."""
     try:
         yield
     except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, ValueError | TypeError | ImportError):
-            place = f" [{error.full_key}]" if getattr(error, "full_key", None) else ""
-            raise UserError(f"{cause}{place}") from cause
+        if isinstance(error.__cause__, ValueError | TypeError | ImportError):
+            raise UserError(str(error.__cause__)) from error.__cause__
         raise
     except NonFiniteLossError as error:
         raise UserError(str(error)) from error
+    except ValueError as error:
+        if _raised_here(error):
+            raise UserError(str(error)) from error
+        raise
+
+
+def _quiet() -> None:
+    """Keep what other libraries say beside the point out of the terminal."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    # the teacher stands in eval mode on purpose
+    warnings.filterwarnings("ignore", message="Found .* module.* in eval mode at the start of training")
+    # the folder is this run's own: Hydra made it, with the log in it
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+
+
+def _raised_here(error: BaseException) -> bool:
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    package = Path(__file__).parent
+    return frame is not None and package in Path(frame.tb_frame.f_code.co_filename).parents
 
 
 def _class_of(method: DictConfig) -> type:

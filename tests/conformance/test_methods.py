@@ -166,6 +166,7 @@ def test_the_teacher_keeps_its_mode(method: str, compose: Any) -> None:
         assert module.teacher_policy.source == "none"
         return
     own = module.teacher_policy.mode == "train"
+    assert module.teacher.training is own
     module.train()
     assert module.student.training
     assert module.teacher.training is own

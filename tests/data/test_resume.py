@@ -22,10 +22,12 @@ PER_EPOCH = SAMPLES // BATCH
 
 
 class TinySource:
-    channels, size, labelled, mean, std = 1, 4, True, (0.0,), (1.0,)
+    channels, size, mean, std = 1, 4, (0.0,), (1.0,)
 
     def split(self, name: str) -> TensorImages:
-        return TensorImages(torch.rand(SAMPLES, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(SAMPLES))
+        return TensorImages(
+            torch.rand(SAMPLES, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(SAMPLES)
+        )
 
 
 class Recorder(L.LightningModule):

@@ -61,6 +61,15 @@ def test_evaluating_restores_each_submodules_own_mode() -> None:
     assert [m.training for m in module.modules()] == before
 
 
+def test_evaluating_restores_modes_of_shared_submodules() -> None:
+    shared = nn.Dropout()
+    module = nn.ModuleList([shared, nn.Sequential(shared)])
+    shared.eval()
+    with evaluating(module):
+        pass
+    assert [m.training for m in (module, shared, module[1])] == [True, False, True]
+
+
 def test_evaluating_restores_modes_of_a_module_that_overrides_train() -> None:
     class Headstrong(nn.Sequential):
         def train(self, mode: bool = True) -> "Headstrong":

@@ -113,9 +113,7 @@ def test_unseen_test_classes_are_wrong_and_chunks_change_nothing(monkeypatch: py
     train, labels = clusters(80, 0)
     test, truth = clusters(100, 1)
     known = few_shot_accuracy(train, labels, test, truth, shots=5)
-    doubled = few_shot_accuracy(
-        train, labels, torch.cat([test, test]), torch.cat([truth, truth + 1000]), shots=5
-    )
+    doubled = few_shot_accuracy(train, labels, torch.cat([test, test]), torch.cat([truth, truth + 1000]), shots=5)
     assert doubled == pytest.approx(known / 2)
     monkeypatch.setattr(few_shot, "CHUNK", 28)
     assert few_shot_accuracy(train, labels, test, truth, shots=5) == known

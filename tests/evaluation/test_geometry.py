@@ -80,6 +80,13 @@ def test_rankme_of_rank_one_has_the_bias_of_its_eps(eps: float, expected: float)
     assert rankme(x, eps).item() == pytest.approx(expected, abs=5e-5)
 
 
+def test_rounding_adds_nothing_to_rankme() -> None:
+    x = gaussian(300, 1).double() @ gaussian(1, 200, 1).double()
+    eps = 1e-7
+    expected = math.exp(-(1 + eps) * math.log1p(eps) - 199 * eps * math.log(eps))
+    assert rankme(x).item() == pytest.approx(expected, abs=1e-7)
+
+
 def test_an_offset_lowers_rankme_and_leaves_effective_rank() -> None:
     x = gaussian(2000, 64)
     assert rankme(x).item() > 60
@@ -128,6 +135,12 @@ def test_uniformity_equals_its_definition(rows: int, t: float, monkeypatch: pyte
     assert uniformity(x, t).item() == pytest.approx(slow_uniformity(x, t), rel=1e-6)
 
 
+def test_alignment_and_uniformity_serve_as_losses() -> None:
+    x, y = (gaussian(5, 3, seed).double().requires_grad_() for seed in (0, 1))
+    assert torch.autograd.gradcheck(alignment, (x, y))
+    assert torch.autograd.gradcheck(uniformity, (x,))
+
+
 def test_uniformity_of_known_points() -> None:
     assert uniformity(torch.tensor([[1.0, 0], [-1, 0]])).item() == pytest.approx(-8, rel=1e-6)
     square = torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]])
@@ -136,9 +149,7 @@ def test_uniformity_of_known_points() -> None:
 
 def test_mean_cosine_equals_its_definition() -> None:
     x = gaussian(25, 6) + 0.5
-    expected = np.mean(
-        [np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) for a, b in combinations(x.numpy(), 2)]
-    )
+    expected = np.mean([np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b) for a, b in combinations(x.numpy(), 2)])
     assert mean_cosine(x).item() == pytest.approx(float(expected), rel=1e-5)
     assert mean_cosine(torch.eye(4)).item() == pytest.approx(0, abs=1e-7)
 
@@ -201,9 +212,7 @@ def test_dtypes_and_autocast(measure: object) -> None:
         value = measure(x.to(given_dtype))
         assert value.shape == ()
         assert value.dtype == wanted
-        torch.testing.assert_close(
-            value, measure(x.to(given_dtype).double()).to(wanted), rtol=1e-5, atol=1e-6
-        )
+        torch.testing.assert_close(value, measure(x.to(given_dtype).double()).to(wanted), rtol=1e-5, atol=1e-6)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(measure(x), measure(x.double()).float(), rtol=1e-5, atol=1e-6)
 
@@ -233,9 +242,7 @@ def test_prototype_entropy_equals_scipy() -> None:
 
 def test_prototype_entropy_of_the_three_states() -> None:
     spread = prototype_entropy(100 * torch.eye(8))
-    assert (spread.mean_entropy.item(), spread.entropy_mean.item()) == pytest.approx(
-        (math.log(8), 0), abs=1e-6
-    )
+    assert (spread.mean_entropy.item(), spread.entropy_mean.item()) == pytest.approx((math.log(8), 0), abs=1e-6)
     cluster = prototype_entropy(100 * torch.eye(8)[[3] * 5])
     assert (cluster.mean_entropy.item(), cluster.entropy_mean.item()) == pytest.approx((0, 0), abs=1e-6)
     uniform = prototype_entropy(torch.zeros(5, 8))

@@ -80,9 +80,7 @@ def test_scale_of_features_does_not_matter() -> None:
 def test_k_beyond_the_bank_is_the_whole_bank() -> None:
     bank, labels = clusters(12)
     queries, truth = clusters(30, seed=1)
-    assert knn_accuracy(bank, labels, queries, truth, k=500) == knn_accuracy(
-        bank, labels, queries, truth, k=12
-    )
+    assert knn_accuracy(bank, labels, queries, truth, k=500) == knn_accuracy(bank, labels, queries, truth, k=12)
 
 
 def test_classes_missing_on_either_side_and_labels_of_any_range() -> None:
@@ -145,9 +143,7 @@ def test_rows_that_are_not_finite_or_zero_have_no_direction() -> None:
     queries, _ = clusters(20, seed=1)
     spoiled = torch.cat([bank, torch.full((2, 16), float("nan")), torch.full((2, 16), float("inf"))])
     spoiled_labels = torch.cat([labels, torch.full((4,), 4)])
-    assert torch.equal(
-        knn_predict(spoiled, spoiled_labels, queries, k=5), knn_predict(bank, labels, queries, k=5)
-    )
+    assert torch.equal(knn_predict(spoiled, spoiled_labels, queries, k=5), knn_predict(bank, labels, queries, k=5))
     constant = torch.zeros(10, 16)
     assert 0 <= knn_accuracy(constant, labels[:10], torch.full((5, 16), torch.nan), labels[:5]) <= 1
 
@@ -185,9 +181,7 @@ def test_predictions_are_always_labels_of_the_bank(bank_size: int, dim: int, k: 
         ({"query_labels": torch.tensor([0, -1, 0])}, ValueError, "negative"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(
-    change: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_bad_input_is_refused_in_one_line(change: dict[str, Any], error: type[Exception], message: str) -> None:
     good: dict[str, Any] = {
         "bank": torch.ones(4, 2),
         "bank_labels": torch.arange(4),

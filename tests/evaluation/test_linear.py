@@ -9,7 +9,7 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from selfdistill.evaluation import linear_probe
+from selfdistill.evaluation import linear, linear_probe
 from selfdistill.evaluation.linear import _fit, _standardisation
 
 
@@ -97,14 +97,34 @@ def test_gradients_do_not_reach_the_features() -> None:
     assert x.grad is None
 
 
+def test_rounding_noise_is_not_blown_up_to_a_feature() -> None:
+    noisy = torch.full((100, 2), 1e4)
+    noisy[::2, 0] = torch.nextafter(noisy[0, 0], torch.tensor(torch.inf))
+    noisy[::2, 1] = 1e4 + 1
+    _, scale = _standardisation(noisy)
+    assert scale.tolist() == pytest.approx([1, 0.5])
+
+
+def test_rare_classes_are_never_held_out_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[set[int]] = []
+
+    def fit(x: Tensor, y: Tensor, *rest: Any, **start: Any) -> Tensor:
+        fitted.append(set(y.tolist()))
+        return _fit(x, y, *rest, **start)
+
+    monkeypatch.setattr(linear, "_fit", fit)
+    labels = torch.tensor([0] * 9 + [1] * 4 + [2])
+    x = torch.randn(14, 3, generator=torch.Generator().manual_seed(0))
+    linear_probe(x, labels, x, labels, l2=(0.1, 1.0))
+    assert fitted == [{0, 1, 2}] * 3
+
+
 def test_few_images_single_classes_and_unseen_classes() -> None:
     x = torch.eye(3)
     labels = torch.tensor([2, 50, 10**9])
     assert linear_probe(x, labels, x, labels) == 1.0
     assert linear_probe(x, labels, x, labels + 1) == 0.0
-    assert linear_probe(x, torch.zeros(3, dtype=torch.int64), x, torch.tensor([0, 1, 0])) == pytest.approx(
-        2 / 3
-    )
+    assert linear_probe(x, torch.zeros(3, dtype=torch.int64), x, torch.tensor([0, 1, 0])) == pytest.approx(2 / 3)
     assert linear_probe(x * torch.nan, labels, x * torch.nan, labels, l2=0.1) == pytest.approx(1 / 3)
     assert linear_probe(x.half(), labels, x.double(), labels) == 1.0
 

@@ -58,14 +58,18 @@ def test_all_reduce_sums_ranks_and_leaves_the_own_moments(monkeypatch: pytest.Mo
     assert len(sent) == 1
 
 
-@pytest.mark.parametrize(
-    "x", [torch.zeros(4, 3), torch.full((5, 3), 0.1), torch.full((5, 3), 0.1).bfloat16()]
-)
+@pytest.mark.parametrize("x", [torch.zeros(4, 3), torch.full((5, 3), 0.1), torch.full((5, 3), 0.1).bfloat16()])
 def test_constant_features_are_collapsed(x: Tensor) -> None:
     stream = FeatureMoments(3).update(x[:2]).update(x[2:])
     assert stream.effective_rank().item() == 1
     assert stream.rankme().item() == pytest.approx(1, abs=1e-5)
     assert stream.feature_std().item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_last_bit_of_bfloat16_is_no_variation() -> None:
+    x = torch.where(gaussian(40, 8) > 0, 1.0, 1.0078125)
+    assert FeatureMoments(8).update(x.bfloat16()).effective_rank().item() == 1
+    assert FeatureMoments(8).update(x).effective_rank().item() > 4
 
 
 def test_nothing_seen_is_finite_and_divergence_is_nan() -> None:

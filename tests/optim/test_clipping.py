@@ -48,6 +48,15 @@ def test_coefficient_of_every_part(mode: str, seed: int, sizes: list[float], lar
             torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("mode", list(PARTS))
+def test_the_norm_is_kept_from_zero_as_in_dino(mode: str) -> None:
+    """1e-6 is added to the norm, which shows where the gradient is as small."""
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([3e-6, 4e-6])
+    clip_gradients([("head.a", parameter)], 3e-6, mode)  # type: ignore[arg-type]
+    assert parameter.grad.norm().item() == pytest.approx(5e-6 * 3e-6 / (5e-6 + 1e-6), rel=1e-5)
+
+
 def test_small_gradients_keep_every_bit() -> None:
     for mode in PARTS:
         named = network(1, [0.1] * 5)

@@ -112,8 +112,7 @@ class TestGroups:
         module = Module()
         optimizer = build(OptimizerRecipe("adamw", 0.1, weight_decay=0.04), module)
         expected = {
-            name: 0.0 if name.endswith(".bias") or p.ndim == 1 else 0.04
-            for name, p in module.named_parameters()
+            name: 0.0 if name.endswith(".bias") or p.ndim == 1 else 0.04 for name, p in module.named_parameters()
         }
         assert by_name(optimizer, module, "weight_decay") == expected
         assert expected["student.backbone.cls_token"] == 0.04
@@ -144,21 +143,15 @@ class TestGroups:
         assert rates["student.backbone.patch_embed.weight"] == pytest.approx(0.025)
         assert rates["student.backbone.blocks.0.weight"] == 0.25
         assert rates["student.backbone.blocks.1.bias"] == 0.5
-        assert {
-            rates[n] for n in ("student.backbone.norm.weight", "student.head.weight", "predictor.bias")
-        } == {1.0}
+        assert {rates[n] for n in ("student.backbone.norm.weight", "student.head.weight", "predictor.bias")} == {1.0}
 
     def test_lars_neither_decays_nor_adapts_what_is_excluded(self) -> None:
         module = Module()
         for weight_decay in (0.0, 1.5e-6):
             optimizer = build(OptimizerRecipe("lars", 0.2, weight_decay=weight_decay), module)
             assert isinstance(optimizer, Lars)
-            assert by_name(optimizer, module, "adapt") == {
-                n: p.ndim > 1 for n, p in module.named_parameters()
-            }
-        assert all(
-            by_name(build(OptimizerRecipe("lars", 0.2, decay_exclude=[]), module), module, "adapt").values()
-        )
+            assert by_name(optimizer, module, "adapt") == {n: p.ndim > 1 for n, p in module.named_parameters()}
+        assert all(by_name(build(OptimizerRecipe("lars", 0.2, decay_exclude=[]), module), module, "adapt").values())
 
     def test_knobs_reach_the_optimizer(self) -> None:
         adamw = build(OptimizerRecipe("adamw", 0.1, betas=[0.5, 0.95]), Module())
@@ -167,9 +160,9 @@ class TestGroups:
         sgd = build(OptimizerRecipe("sgd", 0.1, momentum=0.7), Module())
         assert isinstance(sgd, torch.optim.SGD)
         assert {g["momentum"] for g in sgd.param_groups} == {0.7}
-        assert {
-            g["momentum"] for g in build(OptimizerRecipe("lars", 0.1, momentum=0.8), Module()).param_groups
-        } == {0.8}
+        assert {g["momentum"] for g in build(OptimizerRecipe("lars", 0.1, momentum=0.8), Module()).param_groups} == {
+            0.8
+        }
 
     def test_building_twice_gives_equals_and_leaves_the_recipe(self) -> None:
         recipe = OptimizerRecipe("adamw", 0.1, scaling="linear", freeze={"last_layer": 3}, weight_decay=0.1)
@@ -193,9 +186,7 @@ class TestRates:
     def test_of_dino(self) -> None:
         """Slow restatement: warm-up from 0, cosine to 1e-6 over the rest; decay .04 → .4 over all of it."""
         steps, warmup, peak, end = 50, 10, 5e-4, 1e-6
-        recipe = OptimizerRecipe(
-            "adamw", peak, lr_end=end, warmup="2 epochs", weight_decay=0.04, weight_decay_end=0.4
-        )
+        recipe = OptimizerRecipe("adamw", peak, lr_end=end, warmup="2 epochs", weight_decay=0.04, weight_decay_end=0.4)
         rates = [
             peak * k / warmup
             if k < warmup
@@ -267,15 +258,11 @@ class TestRates:
     @given(
         step=st.integers(0, 300),
         total=st.integers(0, 200),
-        warmup=st.one_of(
-            st.integers(0, 300), st.floats(0, 1), st.integers(0, 9).map(lambda n: f"{n} epochs")
-        ),
+        warmup=st.one_of(st.integers(0, 300), st.floats(0, 1), st.integers(0, 9).map(lambda n: f"{n} epochs")),
         schedule=st.sampled_from(["cosine", "linear", "constant"]),
     )
     def test_rates_stay_between_their_ends(self, step: int, total: int, warmup: Any, schedule: Any) -> None:
-        recipe = OptimizerRecipe(
-            "sgd", 0.5, warmup=warmup, schedule=schedule, weight_decay=0.1, weight_decay_end=0.2
-        )
+        recipe = OptimizerRecipe("sgd", 0.5, warmup=warmup, schedule=schedule, weight_decay=0.1, weight_decay_end=0.2)
         module = Module()
         optimizer = build(recipe, module)
         recipe.apply(optimizer, Clock(step, total, 7))
@@ -316,9 +303,7 @@ class TestRates:
         optimizer = build(recipe, resumed, 256)
         optimizer.load_state_dict(saved["optimizer"])
         steps(resumed, optimizer, 6, 10)
-        torch.testing.assert_close(
-            dict(resumed.named_parameters()), dict(whole.named_parameters()), rtol=0, atol=0
-        )
+        torch.testing.assert_close(dict(resumed.named_parameters()), dict(whole.named_parameters()), rtol=0, atol=0)
 
 
 class TestAnyOptimizer:
@@ -366,9 +351,7 @@ class TestFreeze:
     def test_stands_still_for_exactly_that_long(self, name: Any, duration: Any, steps: int) -> None:
         """Weight decay and momentum included; the first step that moves it has the index ``steps``."""
         module = Module()
-        recipe = OptimizerRecipe(
-            name, 0.1, weight_decay=0.5, decay_exclude=[], freeze={"last_layer": duration}
-        )
+        recipe = OptimizerRecipe(name, 0.1, weight_decay=0.5, decay_exclude=[], freeze={"last_layer": duration})
         optimizer = build(recipe, module)
         moved = []
         for k in range(10):
@@ -447,9 +430,7 @@ class TestBadInput:
         assert "\n" not in str(error.value)
 
     def test_unknown_optimizers_are_refused(self) -> None:
-        with pytest.raises(
-            ValueError, match=r"^name: 'adam' given, allowed is adamw, sgd, lars or a function"
-        ):
+        with pytest.raises(ValueError, match=r"^name: 'adam' given, allowed is adamw, sgd, lars or a function"):
             OptimizerRecipe("adam", 0.1)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize(
@@ -463,9 +444,7 @@ class TestBadInput:
     )
     def test_roles_must_exist(self, argument: str, value: Any) -> None:
         recipe = OptimizerRecipe("sgd", 0.1, **{argument: value})
-        with pytest.raises(
-            ValueError, match=rf"^{argument}: role 'pedictor' given, this module has predictor, "
-        ):
+        with pytest.raises(ValueError, match=rf"^{argument}: role 'pedictor' given, this module has predictor, "):
             build(recipe, Module())
         with pytest.raises(ValueError, match=r"this module has no roles$"):
             recipe.build(Module().named_parameters())

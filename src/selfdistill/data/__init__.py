@@ -1,17 +1,21 @@
 """Data: sources of images, the order in which they are drawn, and the Lightning data module over both."""
 
 from selfdistill.data.datamodule import DataModule
+from selfdistill.data.images import ImageFiles, TensorImages
 from selfdistill.data.sampler import EpochIndices, ResumableBatchSampler, ResumableLoader
-from selfdistill.data.sources import SPLITS, Digits, Source, Split, TensorImages
+from selfdistill.data.sources import SPLITS, Digits, Folder, Source, Split, TorchvisionSet
 
 __all__ = [
     "SPLITS",
     "DataModule",
     "Digits",
     "EpochIndices",
+    "Folder",
+    "ImageFiles",
     "ResumableBatchSampler",
     "ResumableLoader",
     "Source",
     "Split",
     "TensorImages",
+    "TorchvisionSet",
 ]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from selfdistill.data.images import Images, TensorImages
 from selfdistill.data.sampler import EpochIndices, ResumableBatchSampler, ResumableLoader
-from selfdistill.data.sources import SPLITS, Source, Split, TensorImages
+from selfdistill.data.sources import SPLITS, Source, Split
 from selfdistill.distributed import world_size
 from selfdistill.views.augment import ViewBatches, centre
 from selfdistill.views.augment_batched import as_float, batched_views, normalize
@@ -62,15 +63,18 @@ class DataModule(L.LightningDataModule):
         self.seed = seed
         self.eval_batch_size = eval_batch_size
         self.drop_last = drop_last
-        self._splits: dict[Split, Dataset[tuple[Tensor, Tensor]] | None] = {}
+        self._splits: dict[Split, Images] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the training split and check batch size and recipe against it.
+        """Read the splits, so that nothing turns out missing after hours, and check batch size and recipe.
 
         Raises:
-            ValueError: more samples a batch than there are, or views that these images do not allow.
+            ValueError: a split is missing, or more samples a batch than there are, or views that these images forbid.
         """
         self._check_batch_size()
+        if self.labelled:
+            for name in SPLITS:
+                self._split(name)
         self.recipe.check_channels(self.image_channels)
         if self.recipe.engine == "batched" and not isinstance(self._split("train"), TensorImages):
             raise ValueError(
@@ -88,12 +92,12 @@ class DataModule(L.LightningDataModule):
     @property
     def labelled(self) -> bool:
         """Whether there are labels to evaluate with."""
-        return self.source.labelled
+        return bool((self._split("train").labels >= 0).any())
 
     @property
     def num_train(self) -> int:
         """Number of training samples."""
-        return len(cast(Any, self._split("train")))
+        return len(self._split("train"))
 
     @property
     def image_channels(self) -> int:
@@ -106,40 +110,38 @@ class DataModule(L.LightningDataModule):
         return self.source.size
 
     def train_dataloader(self) -> ResumableLoader:
-        """Loader of `RawBatch` or `Views`, depending on `engine`; the transfer hook turns the former into the latter."""
+        """Loader of `RawBatch` (batched engine; the transfer hook makes the views) or of `Views` (CPU engine)."""
         self._check_batch_size()
-        train = cast(Any, self._split("train"))
+        train = self._split("train")
         batches: Dataset[Any]
-        if self.engine == "batched":
+        if self.engine == "batched" and isinstance(train, TensorImages):
             batches = _RawBatches(train, labelled=self.labelled)
         else:
             batches = ViewBatches(
                 train, self.recipe, seed=self.seed, mean=self.source.mean, std=self.source.std, labelled=self.labelled
             )
         order = ResumableBatchSampler(len(train), self.batch_size, self.seed, drop_last=self.drop_last)
-        loader = ResumableLoader(
-            batches, order, num_workers=self.num_workers, pin_memory=torch.cuda.is_available()
-        )
+        loader = ResumableLoader(batches, order, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
         loader.trainer = self.trainer
         return loader
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]] | list[Any]:
-        """The validation split's evaluation loader; no loader where there are no labels or no such split."""
-        if not self.labelled or self._split("validation") is None:
-            return []
-        return self.evaluation_loader("validation")
+        """The validation split's evaluation loader; none where there are no labels to validate with."""
+        return self.evaluation_loader("validation") if self.labelled else []
 
     def evaluation_loader(self, split: Split) -> DataLoader[tuple[Tensor, Tensor]]:
-        """Loader of (normalised images [B, C, size, size], labels [B]) in the split's order, without augmentation.
+        """Loader of (normalised images [B, C, size, size], labels [B]), without augmentation.
+
+        In the split's order; images without a label are left out.
 
         Raises:
-            ValueError: no such split, or no labels.
+            ValueError: an unknown split, or one without labels.
         """
         if split not in SPLITS:
             raise ValueError(f"split={split!r} is not known; allowed: {', '.join(SPLITS)}")
         images = self._split(split)
-        if images is None or not self.labelled:
-            raise ValueError(f"the data has no {split} split with labels, so nothing can be evaluated on it")
+        if not (images.labels >= 0).any():
+            raise ValueError(f"the {split} images have no labels, so nothing can be evaluated on them")
         return DataLoader(
             _Evaluated(images, self.source.size, self.source.mean, self.source.std),
             batch_size=self.eval_batch_size,
@@ -162,7 +164,7 @@ class DataModule(L.LightningDataModule):
             return batch
         return batched_views(batch, self.recipe, seed=self.seed, mean=self.source.mean, std=self.source.std)
 
-    def _split(self, name: Split) -> Dataset[tuple[Tensor, Tensor]] | None:
+    def _split(self, name: Split) -> Images:
         if name not in self._splits:
             self._splits[name] = self.source.split(name)
         return self._splits[name]
@@ -186,32 +188,30 @@ class _RawBatches(Dataset[RawBatch]):
 
     def __getitem__(self, indices: EpochIndices) -> RawBatch:
         index = torch.tensor(indices)
-        labels = self.images.labels[index] if self.labelled and self.images.labels is not None else None
+        labels = self.images.labels[index] if self.labelled else None
         return RawBatch(self.images.images[index], index, indices.epoch, labels)
 
 
 class _Evaluated(Dataset[tuple[Tensor, Tensor]]):
     """Images as the network is evaluated on them, a whole batch at a time."""
 
-    def __init__(
-        self, images: Dataset[tuple[Tensor, Tensor]], size: int, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
+    def __init__(self, images: Images, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
         self.images = images
+        self.labelled = (images.labels >= 0).nonzero()[:, 0]
         self.size = size
         self.mean = mean
         self.std = std
 
     def __len__(self) -> int:
-        return len(cast(Any, self.images))
+        return len(self.labelled)
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        if isinstance(self.images, TensorImages) and self.images.labels is not None:
-            images, labels = self.images.images[indices], self.images.labels[indices]
+        index = self.labelled[indices]
+        if isinstance(self.images, TensorImages):
+            images = self.images.images[index]
         else:
-            items = [self.images[index] for index in indices]
-            images = torch.stack([centre(image, self.size) for image, _ in items])
-            labels = torch.tensor([int(label) for _, label in items])
-        return normalize(as_float(images), self.mean, self.std), labels
+            images = torch.stack([centre(self.images[sample][0], self.size) for sample in index.tolist()])
+        return normalize(as_float(images), self.mean, self.std), self.images.labels[index]
 
 
 def _as_it_is(batch: Any) -> Any:

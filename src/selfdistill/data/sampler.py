@@ -3,8 +3,8 @@
 Where a resumed run continues is a question with one right answer, and only the Trainer's counters know it. Seen on
 Lightning 2.6 with probes at every hook:
 
-- It calls `load_state_dict`, then `iter`, then `set_epoch`, then `next`. An iterator that reads its position, or lets its
-  workers fetch, before the first `next` therefore starts in the wrong epoch.
+- It calls `load_state_dict`, then `iter`, then `set_epoch`, then `next`. An iterator that reads its position, or lets
+  its workers fetch, before the first `next` therefore starts in the wrong epoch.
 - It calls `load_state_dict` only where the saved epoch was unfinished.
 - After a save in `on_train_batch_end` of an epoch's last batch it goes on with the next epoch on the very iterator that
   follows `load_state_dict`; after a save in `on_train_epoch_end` under `max_steps` it first asks that iterator for one
@@ -12,9 +12,9 @@ Lightning 2.6 with probes at every hook:
 - `set_epoch` is one too high for the rest of the run in that last case, while `trainer.current_epoch` is right.
 - A batch that an exception cut short was handed out, but is run again.
 
-So the loader starts lazily, at the first `next`, and at (`trainer.current_epoch`, `trainer.fit_loop.batch_idx + 1`) when it
-is a Trainer's own. Those were right in each of the cases. Without a Trainer (Fabric, a plain loop) its own state decides:
-the batches handed out, not those that workers fetched ahead.
+So the loader starts lazily, at the first `next`, and where it is a Trainer's own, at (`trainer.current_epoch`,
+`trainer.fit_loop.batch_idx + 1`), which is right in all of these cases. Without a Trainer (Fabric, a plain loop) its
+own state decides: the batches handed out, not those that workers fetched ahead.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class ResumableBatchSampler(DistributedSampler[EpochIndices]):
     """Batches of indices whose order depends on seed and epoch alone, shared out over the ranks.
 
     Rank r of W takes the positions r, r + W, … of the common order, so that the W batches of a step are together the
-    batch of W times the size that one process would take. Every rank gets the same number of samples: the remainder is
-    left out with `drop_last`, else filled up from the order's start. Ranks are asked for when the order is made, since a
-    loader may be built before the process group.
+    batch of W times the size that one process would take. Every rank gets the same number of samples: the remainder
+    is left out with `drop_last`, else filled up from the order's start. Ranks are asked for when the order is made,
+    since a loader may be built before the process group.
 
     It *is* a `DistributedSampler` so that Lightning does not wrap it in another one.
 
@@ -161,4 +161,3 @@ class ResumableLoader(DataLoader[Any]):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-

@@ -1,40 +1,30 @@
-"""Where images come from: each source names its facts and gives the three splits as data sets.
+"""Where images come from: each source names its facts and gives the three splits.
 
-Train is for learning and for the k-NN bank, validation for choices made on the way, test for final figures only.
+Train is for learning and for the k-NN bank, validation for choices made on the way, test for final figures only. Where
+a data set comes with fewer splits, the missing ones are taken out of train by a rule that depends on no seed, so that a
+test image of one run is never a training image of another.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, TypeVar
+from collections import Counter
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+
+from selfdistill.data.images import IMAGENET_MEAN, IMAGENET_STD, ImageFiles, Images, TensorImages
 
 Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-Item = TypeVar("Item", covariant=True)
+SPLITS: tuple[Split, ...] = get_args(Split)
 
-
-class TensorImages(Dataset[tuple[Tensor, Tensor]]):
-    """Images of one size that are held in memory.
-
-    Args:
-        images: [N, C, H, W], uint8 in [0, 255] or float32 in [0, 1].
-        labels: [N] int64, or None.
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor | None) -> None:
-        self.images = images
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """One image and its label, -1 without labels."""
-        return self.images[index], torch.tensor(-1) if self.labels is None else self.labels[index]
+SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# One training image in so many makes up a split that the data set lacks.
+_HELD_OUT = 10
+_FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 
 
 class Source(Protocol):
@@ -45,45 +35,189 @@ class Source(Protocol):
         size: side in pixels at which images are evaluated.
         mean: [channels] of the training images, values in [0, 1].
         std: [channels], likewise.
-        labelled: whether all splits have labels.
     """
 
-    channels: int
-    size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    labelled: bool
+    @property
+    def channels(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
 
-    def split(self, name: Split) -> Dataset[tuple[Tensor, Tensor]] | None:
-        """Images of a split: `TensorImages`, or any data set of ([C, H, W] uint8 of any size, label); None where absent."""
+    def split(self, name: Split) -> Images:
+        """The images of a split; a label of -1 says that there is none."""
         ...
 
 
 class Digits:
     """scikit-learn's 1,797 handwritten digits, 8 × 8 pixels in 17 shades; embedded, no download.
 
-    The splits never change and depend on no seed: of each class, in the data set's order, every sixth image from the
-    fifth on is validation, every sixth from the sixth on is test, all others are train.
+    The splits never change: of each class, in the data set's order, the fifth of every six images is validation, the
+    sixth test, the others are train.
     """
 
     channels = 1
     size = 8
-    labelled = True
-    # Of the training split, see the test.
+    # Of the training split.
     mean = (0.3052,)
     std = (0.3762,)
 
     def split(self, name: Split) -> TensorImages:
-        """The split's images, float32 [n, 1, 8, 8] in [0, 1], and digits."""
+        """The split's images, float32 [n, 1, 8, 8] in [0, 1], and their digits."""
         from sklearn.datasets import load_digits
 
         bunch = load_digits()
         labels = torch.from_numpy(bunch.target).long()
-        rank_in_class = torch.empty_like(labels)
-        for digit in range(10):
-            members = labels == digit
-            rank_in_class[members] = torch.arange(int(members.sum()))
-        place = rank_in_class % 6
+        place = rank_in_class(labels) % 6
         chosen = {"train": place < 4, "validation": place == 4, "test": place == 5}[name]
         images = torch.from_numpy(bunch.images.astype(np.float32) / 16)[:, None]
         return TensorImages(images[chosen], labels[chosen])
+
+
+class Folder:
+    """Image files in a folder: one subfolder a class, or images without labels at any depth.
+
+    `root/train`, `root/val` (or `validation`) and `root/test` are taken as they stand. Without `test`, the images of
+    `val` are the test split, as ImageNet's are used; a split that is still missing is every tenth image of train,
+    told by the hash of its path. Without `train`, everything under `root` is divided in this way.
+
+    Args:
+        root: the folder.
+        size: side in pixels at which images are evaluated.
+    """
+
+    channels = 3
+    mean = IMAGENET_MEAN
+    std = IMAGENET_STD
+
+    def __init__(self, root: str | Path | None, size: int) -> None:
+        self.root = root
+        self.size = size
+
+    def split(self, name: Split) -> ImageFiles:
+        """The split's images.
+
+        Raises:
+            ValueError: no such folder, or no images in it.
+        """
+        if self.root is None or not Path(self.root).is_dir():
+            raise ValueError(f"data.root={self.root} is not a folder; give one with images, or one subfolder a class")
+        root = Path(self.root)
+        folders = {split: found for split in SPLITS if (found := _subfolder(root, *_FOLDERS[split]))}
+        if "test" not in folders and "validation" in folders:
+            folders["test"] = folders.pop("validation")
+        train = folders.setdefault("train", root)
+        folder = folders.get(name, train)
+        paths = _images_in(folder)
+        if not paths:
+            raise ValueError(f"data.root={root}: no images in {folder}; allowed are {', '.join(sorted(SUFFIXES))}")
+        if folder == train:
+            missing = [split for split in SPLITS if split not in folders]
+            paths = [path for path in paths if _part_of(path.relative_to(train), missing) == name]
+            if not paths:
+                raise ValueError(
+                    f"data.root={root}: too few images to take a {name} split from; give that split a folder"
+                )
+        return ImageFiles(paths, _labels(paths, folder, train))
+
+
+class TorchvisionSet:
+    """CIFAR-10, CIFAR-100, STL-10 or Imagenette (160 px) by way of torchvision.
+
+    Validation is the tenth of every ten training images of a class; for Imagenette it is as `Folder` says. STL-10's
+    100,000 images without labels are part of train.
+
+    Args:
+        name: "cifar10", "cifar100", "stl10" or "imagenette".
+        root: folder that the files are in, or are downloaded to.
+        download: fetch the files where they are missing.
+    """
+
+    channels = 3
+
+    def __init__(self, name: str, root: str | Path, download: bool = False) -> None:
+        if name not in _TORCHVISION:
+            raise ValueError(f"data.source.name={name!r} is not known; allowed: {', '.join(_TORCHVISION)}")
+        self.name = name
+        self.root = Path(root)
+        self.download = download
+        self.size, self.mean, self.std = _TORCHVISION[name]
+
+    def split(self, name: Split) -> Images:
+        """The split's images.
+
+        Raises:
+            ValueError: the files are not there and `download` is off.
+        """
+        if self.name == "imagenette":
+            self._load("Imagenette", split="train", size="160px")
+            return Folder(self.root / "imagenette2-160", self.size).split(name)
+        if self.name == "stl10":
+            found = self._load("STL10", split={"train": "train+unlabeled", "validation": "train", "test": "test"}[name])
+            images, labels = torch.from_numpy(found.data), torch.from_numpy(found.labels).long()
+        else:
+            found = self._load(self.name.upper(), train=name != "test")
+            images, labels = torch.from_numpy(found.data).permute(0, 3, 1, 2), torch.tensor(found.targets)
+        if name == "test":
+            return TensorImages(images, labels)
+        held_out = (rank_in_class(labels) % _HELD_OUT == _HELD_OUT - 1) & (labels >= 0)
+        chosen = held_out if name == "validation" else ~held_out
+        return TensorImages(images[chosen], labels[chosen])
+
+    def _load(self, dataset: str, **which: Any) -> Any:
+        import torchvision
+
+        try:
+            return getattr(torchvision.datasets, dataset)(self.root, download=self.download, **which)
+        except RuntimeError as error:
+            raise ValueError(
+                f"data.root={self.root} does not hold {self.name}; put its files there as "
+                f"torchvision.datasets.{dataset} expects them, or set data.download=true"
+            ) from error
+
+
+# Side in pixels at which images are evaluated, mean and standard deviation of the training images.
+_TORCHVISION: dict[str, tuple[int, tuple[float, ...], tuple[float, ...]]] = {
+    "cifar10": (32, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": (32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "stl10": (96, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
+    "imagenette": (128, IMAGENET_MEAN, IMAGENET_STD),
+}
+
+
+def rank_in_class(labels: Tensor) -> Tensor:
+    """[N] int64: how many samples of the same class stand before each one."""
+    seen: Counter[int] = Counter()
+    ranks = []
+    for label in labels.tolist():
+        ranks.append(seen[label])
+        seen[label] += 1
+    return torch.tensor(ranks)
+
+
+def _subfolder(root: Path, *names: str) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _labels(paths: list[Path], folder: Path, train: Path) -> Tensor:
+    """Position of each image's subfolder among those of train; -1 for all where train has images in no subfolder."""
+    classes = sorted({path.relative_to(train).parts[0] for path in _images_in(train)})
+    if not all((train / name).is_dir() for name in classes):
+        return torch.full((len(paths),), -1)
+    number = {name: label for label, name in enumerate(classes)}
+    names = [path.relative_to(folder).parts[0] for path in paths]
+    if unknown := set(names) - set(number):
+        raise ValueError(f"data.root: {folder} has classes that {train} has not: {', '.join(sorted(unknown))}")
+    return torch.tensor([number[name] for name in names])
+
+
+def _part_of(path: Path, missing: list[Split]) -> Split:
+    """The split that an image of the training folder belongs to, a tenth of them to each missing split."""
+    place = int.from_bytes(sha256(path.as_posix().encode()).digest()[:8]) % _HELD_OUT
+    return missing[place] if place < len(missing) else "train"

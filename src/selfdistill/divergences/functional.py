@@ -25,25 +25,36 @@ Direction = Literal["student_teacher", "teacher_student"]
 _Options = ParamSpec("_Options")
 _PerSample = Callable[Concatenate[Tensor, Tensor, _Options], Tensor]
 
+# Floor of a squared norm, as in BYOL's code: on the norm itself 1e-12 would vanish in its square.
+_MIN_SQUARED_NORM = 1e-12
 
-def full_precision(divergence: _PerSample[_Options]) -> _PerSample[_Options]:
-    """Give `divergence` two tensors of one shape and dtype, at least float32, with autocast off."""
 
+def as_pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in their common dtype, at least float32.
+
+    Raises:
+        ValueError: They differ in shape (nothing is broadcast), or have no features.
+    """
+    if student.shape != teacher.shape or student.ndim == 0 or student.shape[-1] == 0:
+        raise ValueError(
+            "student and teacher must have one shape [..., features >= 1], "
+            f"got {list(student.shape)} and {list(teacher.shape)}"
+        )
+    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    return student.to(dtype), teacher.to(dtype)
+
+
+def _full_precision(divergence: _PerSample[_Options]) -> _PerSample[_Options]:
     @functools.wraps(divergence)
     def checked(student: Tensor, teacher: Tensor, *args: _Options.args, **kwargs: _Options.kwargs) -> Tensor:
-        if student.shape != teacher.shape or student.ndim == 0 or student.shape[-1] == 0:
-            raise ValueError(
-                "student and teacher must have one shape [..., features >= 1], "
-                f"got {list(student.shape)} and {list(teacher.shape)}"
-            )
-        dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+        student, teacher = as_pair(student, teacher)
         with torch.autocast(student.device.type, enabled=False):
-            return divergence(student.to(dtype), teacher.to(dtype), *args, **kwargs)
+            return divergence(student, teacher, *args, **kwargs)
 
     return checked
 
 
-@full_precision
+@_full_precision
 def l2(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared Euclidean distance ‖s − t‖², summed over features.
 
@@ -53,39 +64,32 @@ def l2(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher).square().sum(-1)
 
 
-@full_precision
-def l2_normalized(student: Tensor, teacher: Tensor, *, eps: float = 1e-12) -> Tensor:
+@_full_precision
+def l2_normalized(student: Tensor, teacher: Tensor) -> Tensor:
     """BYOL's loss of one direction (arXiv 2006.07733, eq. 2): ‖s/‖s‖ − t/‖t‖‖² = 2 − 2 cos(s, t), in [0, 4].
 
-    Taken as the squared distance, which unlike 2 − 2 cos neither cancels nor turns negative near 0.
-
-    Args:
-        student: [..., D].
-        teacher: [..., D].
-        eps: Floor of the squared norm, > 0, as in BYOL's code: a shorter vector is divided by sqrt(eps).
+    Taken as the squared distance, which unlike 2 − 2 cos neither cancels nor turns negative near 0. Vectors
+    shorter than 1e-6 are divided by 1e-6, so that a zero vector has a distance of 1 to any direction.
 
     Raises:
-        ValueError: The shapes differ, or eps is out of range.
+        ValueError: The shapes differ.
     """
-    return (_unit(student, eps) - _unit(teacher, eps)).square().sum(-1)
+    return (_unit(student) - _unit(teacher)).square().sum(-1)
 
 
-@full_precision
-def cosine(student: Tensor, teacher: Tensor, *, eps: float = 1e-12) -> Tensor:
+@_full_precision
+def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     """1 − cos(s, t), in [0, 2]: half of `l2_normalized`, and SimSiam's loss (arXiv 2011.10566, eq. 1) plus 1.
 
-    Args:
-        student: [..., D].
-        teacher: [..., D].
-        eps: Floor of the squared norm, > 0. The cosine with a zero vector is 0.
+    The cosine with a zero vector is 0.
 
     Raises:
-        ValueError: The shapes differ, or eps is out of range.
+        ValueError: The shapes differ.
     """
-    return 1 - (_unit(student, eps) * _unit(teacher, eps)).sum(-1)
+    return 1 - (_unit(student) * _unit(teacher)).sum(-1)
 
 
-@full_precision
+@_full_precision
 def smooth_l1(student: Tensor, teacher: Tensor, *, beta: float = 1.0) -> Tensor:
     """Smooth L1 with threshold β, averaged over features as I-JEPA's code does (arXiv 2301.08243; β = 1).
 
@@ -103,7 +107,7 @@ def smooth_l1(student: Tensor, teacher: Tensor, *, beta: float = 1.0) -> Tensor:
     return F.smooth_l1_loss(student, teacher, beta=beta, reduction="none").mean(-1)
 
 
-@full_precision
+@_full_precision
 def kl(
     student: Tensor,
     teacher: Tensor,
@@ -135,7 +139,7 @@ def kl(
     return _kl(log_ps, log_pt) if direction == "student_teacher" else _kl(log_pt, log_ps)
 
 
-@full_precision
+@_full_precision
 def js(
     student: Tensor,
     teacher: Tensor,
@@ -163,7 +167,7 @@ def js(
     return (_kl(log_ps, log_m) + _kl(log_pt, log_m)) / 2
 
 
-@full_precision
+@_full_precision
 def cross_entropy(
     student: Tensor,
     teacher: Tensor,
@@ -190,9 +194,9 @@ def cross_entropy(
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise a ValueError that names the argument unless `value` is finite and > 0."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be finite and > 0, got {value}")
+    """Raise a ValueError that names the argument unless `value` is a finite number > 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
 
 
 def check_direction(direction: str) -> None:
@@ -201,9 +205,8 @@ def check_direction(direction: str) -> None:
         raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}, got {direction!r}")
 
 
-def _unit(x: Tensor, eps: float) -> Tensor:
-    check_positive("eps", eps)
-    return x * x.square().sum(-1, keepdim=True).clamp_min(eps).rsqrt()
+def _unit(x: Tensor) -> Tensor:
+    return x * x.square().sum(-1, keepdim=True).clamp_min(_MIN_SQUARED_NORM).rsqrt()
 
 
 def _log_softmax(name: str, logits: Tensor, temperature: float) -> Tensor:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from selfdistill.divergences.functional import check_positive
 
@@ -16,11 +15,13 @@ __all__ = ["fused_cross_entropy"]
 
 # Logits of a chunk: on a CPU what a core's cache holds, per thread; elsewhere enough to hide kernel launches.
 _CPU_CHUNK = 2**17
-_DEVICE_CHUNK = 2**24
+_DEVICE_CHUNK = 2**23
 
 _Groups = dict[tuple[int, ...], list[int]]
 
 
+# Traced, the loop over chunks would be unrolled.
+@torch.compiler.disable
 def fused_cross_entropy(
     student: Tensor,
     teacher: Tensor,
@@ -40,7 +41,8 @@ def fused_cross_entropy(
     has the student's dtype, except that for fp16 it is float32 until scaled: probabilities divided by the
     batch size would underflow before the loss scaler's factor arrives.
 
-    The teacher gets no gradient. Differentiating twice is an error. Autocast has no effect.
+    The teacher gets no gradient. There is no second derivative: backward with create_graph=True is an
+    error. Autocast has no effect, and `torch.compile` leaves it as it is.
 
     Args:
         student: [V, B, K] logits.
@@ -58,6 +60,7 @@ def fused_cross_entropy(
 
     Raises:
         ValueError: An argument has the wrong shape or is out of range.
+        RuntimeError: In a backward with create_graph=True.
     """
     if student.ndim != 3 or teacher.ndim != 3 or student.shape[1:] != teacher.shape[1:] or 0 in student.shape:
         raise ValueError(
@@ -92,9 +95,7 @@ def _students_by_teachers(crops: int, teachers: int, pairs: Sequence[tuple[int, 
         )
     for v, g in pairs:
         if not (0 <= v < crops and 0 <= g < teachers):
-            raise ValueError(
-                f"pairs must be (student < {crops}, teacher < {teachers}), none negative, got {(v, g)}"
-            )
+            raise ValueError(f"pairs must be (student < {crops}, teacher < {teachers}), none negative, got {(v, g)}")
     groups: _Groups = {}
     for v in sorted({v for v, _ in pairs}):
         groups.setdefault(tuple(sorted(g for s, g in pairs if s == v)), []).append(v)
@@ -110,14 +111,18 @@ class _FusedCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        # `once_differentiable` would let create_graph=True pass and give second derivatives of zero.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "fused_cross_entropy cannot be differentiated twice; drop create_graph=True or use cross_entropy"
+            )
         (gradient,) = ctx.saved_tensors
         # Needed again with retain_graph=True; otherwise a second tensor of this size would raise the peak.
         retained = torch._C._autograd._get_current_graph_task_keep_graph()
         reuse = gradient.dtype == ctx.dtype and not retained
         scaled = gradient if reuse else torch.empty_like(gradient, dtype=ctx.dtype)
-        # Only a tensor with dimensions takes part in type promotion: round after the product, not before.
+        # With dimensions the scale takes part in type promotion; without, a GPU would round it to bf16 first.
         torch.mul(gradient, scale.view(1, 1, 1), out=scaled)
         return scaled, None, None, None, None, None
 

@@ -85,7 +85,8 @@ def unit_rows(x: Tensor) -> Tensor:
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     tiny = torch.finfo(x.dtype).tiny
-    x = x / x.abs().amax(-1, keepdim=True).clamp_min(tiny)
+    largest = torch.maximum(x.detach().amax(-1, keepdim=True), -x.detach().amin(-1, keepdim=True))
+    x = x / largest.clamp_min(tiny)
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(tiny)
 
 
@@ -112,12 +113,12 @@ def feature_rows(name: str, features: Tensor, like: Tensor | None = None) -> Ten
         )
     like = features if like is None else like
     features = features.detach().to(like.device, torch.promote_types(like.dtype, torch.float32))
+    if features.sum().isfinite():
+        return features
     return torch.where(features.isfinite().all(1, keepdim=True), features, 0.0)
 
 
-def labelled_rows(
-    name: str, features: Tensor, labels: Tensor, like: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def labelled_rows(name: str, features: Tensor, labels: Tensor, like: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """:func:`feature_rows`, and class indices ``[N]`` ≥ 0 as int64 on their device.
 
     Raises:

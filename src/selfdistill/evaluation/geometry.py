@@ -109,9 +109,7 @@ def mean_cosine(x: Tensor) -> Tensor:
     return narrow(cosine_of_sums(unit.sum(0), unit.square().sum(), len(x)), x.dtype)
 
 
-def prototype_entropy(
-    x: Tensor, *, temperature: float = 1.0, probabilities: bool = False
-) -> PrototypeEntropy:
+def prototype_entropy(x: Tensor, *, temperature: float = 1.0, probabilities: bool = False) -> PrototypeEntropy:
     """Entropy of the mean answer over prototypes, and mean entropy of an answer, in nats.
 
     Args:

@@ -102,10 +102,13 @@ def _check(ks: Sequence[int], temperatures: Sequence[float]) -> None:
 def _nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Cosine similarity and bank row of the ``min(k, N)`` nearest, best first: ``[Q, k]`` each."""
     bank = unit_rows(bank).T
+    rows = min(len(queries), max(1, CHUNK // bank.shape[1]))
+    similarity = bank.new_empty(rows, bank.shape[1])
     found = []
     with torch.autocast(bank.device.type, enabled=False):
-        for part in queries.split(max(1, CHUNK // bank.shape[1])):
-            found.append((unit_rows(part) @ bank).topk(min(k, bank.shape[1])))
+        for part in queries.split(rows):
+            scores = torch.mm(unit_rows(part), bank, out=similarity[: len(part)])
+            found.append(scores.topk(min(k, bank.shape[1])))
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
 
 

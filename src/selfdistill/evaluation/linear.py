@@ -40,9 +40,7 @@ def linear_probe(
         TypeError: labels that are not integers.
         ValueError: shapes that do not fit, a negative or missing ``l2``, or ``max_iter`` < 1.
     """
-    grid = sorted(
-        {float(l2)} if isinstance(l2, int | float) else {float(value) for value in l2}, reverse=True
-    )
+    grid = sorted({float(l2)} if isinstance(l2, int | float) else {float(value) for value in l2}, reverse=True)
     if not grid or not all(0 <= value < float("inf") for value in grid):
         raise ValueError(f"l2={l2}: give one number ≥ 0, or several to choose from")
     if max_iter < 1:
@@ -111,8 +109,8 @@ def _fit(x: Tensor, y: Tensor, classes: int, l2: float, max_iter: int, start: Te
         loss.backward()
         return loss
 
-    with torch.enable_grad():
-        optimizer.step(closure)
+    # step() enables gradients for the closure, also under the caller's no_grad.
+    optimizer.step(closure)
     return classifier.detach()
 
 

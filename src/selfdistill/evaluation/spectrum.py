@@ -66,9 +66,7 @@ def resolution(dtype: torch.dtype) -> float:
 def require_matrix(name: str, x: Tensor) -> None:
     """Refuse what is not ``[N, D]`` with N and D ≥ 1."""
     if x.ndim != 2 or x.numel() == 0:
-        raise ValueError(
-            f"{name} must be [N, D], N and D ≥ 1, got {tuple(x.shape)}: flatten or pool features first"
-        )
+        raise ValueError(f"{name} must be [N, D], N and D ≥ 1, got {tuple(x.shape)}: flatten or pool features first")
 
 
 def eigenvalues(matrix: Tensor) -> Tensor:

@@ -15,8 +15,7 @@ class LatentPredictor(nn.Module):
 
     The context tokens and one learnt mask token for each wanted position, each with the embedding of its
     position, attend to each other; the outputs at the mask tokens are the predictions. Target blocks of an
-    image are predicted
-    apart: they see the context, not each other.
+    image are predicted apart: they see the context, not each other.
 
     Args:
         in_dim: features of the context tokens and of the predictions D.
@@ -31,9 +30,7 @@ class LatentPredictor(nn.Module):
 
     positions: Tensor
 
-    def __init__(
-        self, in_dim: int, grid: Sequence[int], *, width: int = 384, depth: int = 12, heads: int = 12
-    ) -> None:
+    def __init__(self, in_dim: int, grid: Sequence[int], *, width: int = 384, depth: int = 12, heads: int = 12) -> None:
         # timm takes seconds to import and no other head needs it.
         from timm.models.vision_transformer import Block
 
@@ -61,11 +58,10 @@ class LatentPredictor(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        # BEiT's start (arXiv 2106.08254), which I-JEPA's code shares: the l-th block adds 1 / sqrt(2 l) of
-        # it.
+        # As in BEiT (arXiv 2106.08254) the residual branches of the l-th block start 1 / sqrt(2 l) as strong.
         for index, block in enumerate(self.blocks, start=1):
-            block.attn.proj.weight.div_(math.sqrt(2 * index))
-            block.mlp.fc2.weight.div_(math.sqrt(2 * index))
+            for name in ("attn.proj", "mlp.fc2"):
+                block.get_parameter(f"{name}.weight").div_(math.sqrt(2 * index))
 
     def forward(self, context: Tensor, context_positions: Tensor, target_positions: Tensor) -> Tensor:
         """Predicts the features at the target positions.
@@ -79,8 +75,7 @@ class LatentPredictor(nn.Module):
             [B, Nt, D], or [B, M, Nt, D].
         """
         if target_positions.ndim == 2:
-            predictions: Tensor = self(context, context_positions, target_positions[:, None])
-            return predictions[:, 0]
+            return self.forward(context, context_positions, target_positions[:, None])[:, 0]
         # Legend: B images, M target blocks, C context tokens, T wanted tokens, W width.
         batch, targets, wanted = target_positions.shape
         x_BCW = self.embed(context) + self.positions[context_positions]
@@ -89,8 +84,8 @@ class LatentPredictor(nn.Module):
         x = torch.cat([x_BMCW, query_BMTW], dim=2).flatten(0, 1)
         for block in self.blocks:
             x = block(x)
-        predictions = self.unembed(self.norm(x[:, -wanted:]))
-        return predictions.unflatten(0, (batch, targets))
+        predictions: Tensor = self.unembed(self.norm(x[:, -wanted:]))
+        return predictions.view(batch, targets, wanted, self.out_dim)
 
 
 def sincos_2d(dim: int, grid: Sequence[int]) -> Tensor:

@@ -1,5 +1,6 @@
 """The projectors and predictors of all methods, as one class."""
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from torch import Tensor, nn
@@ -13,12 +14,11 @@ Activation = Literal["relu", "gelu"]
 class MLP(nn.Module):
     """Linear layers with a norm and an activation after each but the last: [..., in_dim] -> [..., out_dim].
 
-    The heads of the papers as their authors' code builds them; sizes are `hidden -> out` of the published
-    runs:
+    The heads of the papers as their authors' code builds them, with the hidden and output sizes published:
 
     - BYOL, projector and predictor, 4096 -> 256: `output_bias=False`
-    - SimSiam, projector, 2048 -> 2048: `layers=3, bias=False, output_bias=False,
-    output_norm="batch_affine_free"`
+    - SimSiam, projector, 2048 -> 2048: `layers=3, bias=False, output_bias=False` and
+      `output_norm="batch_affine_free"`
     - SimSiam, predictor, 512 -> 2048: `bias=False`
     - MoCo v2, 2048 -> 128, and ReSSL, 4096 -> 512: `norm=None`
     - MoCo v3, projector, 4096 -> 256: as SimSiam's for a ViT, and with `layers=2` for a ResNet
@@ -40,8 +40,8 @@ class MLP(nn.Module):
         bias: whether the hidden linear layers have a bias.
         output_bias: whether the last linear layer has one.
         output_norm: norm after the last linear layer. "batch_affine_free" has no learnt scale and shift.
-        init_std: weights start truncated normal (at two absolute units) with this deviation and biases at 0;
-            None is torch's initialisation.
+        init_std: standard deviation of truncated normal initial weights, with biases at 0; None is torch's
+            initialisation.
 
     Raises:
         ValueError: a size below 1, an unknown norm or activation, or an input of another width.
@@ -66,8 +66,9 @@ class MLP(nn.Module):
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name}: got {size}, allowed are whole numbers from 1")
-        if activation not in get_args(Activation):
-            raise ValueError(f"activation: got {activation!r}, allowed are {', '.join(get_args(Activation))}")
+        _check_choice("norm", norm, (*get_args(Norm), None))
+        _check_choice("activation", activation, get_args(Activation))
+        _check_choice("output_norm", output_norm, (*get_args(Norm), None))
         self.in_dim, self.out_dim = in_dim, out_dim
 
         widths = [in_dim] + [hidden_dim] * (layers - 1)
@@ -75,11 +76,11 @@ class MLP(nn.Module):
         for width in widths[:-1]:
             stack.append(nn.Linear(width, hidden_dim, bias=bias))
             if norm is not None:
-                stack.append(_make_norm("norm", norm, hidden_dim))
+                stack.append(_make_norm(norm, hidden_dim))
             stack.append(nn.ReLU() if activation == "relu" else nn.GELU())
         stack.append(nn.Linear(widths[-1], out_dim, bias=output_bias))
         if output_norm is not None:
-            stack.append(_make_norm("output_norm", output_norm, out_dim))
+            stack.append(_make_norm(output_norm, out_dim))
         self.layers = nn.Sequential(*stack)
 
         if init_std is not None:
@@ -91,16 +92,18 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_dim:
-            raise ValueError(f"x: got shape {tuple(x.shape)}, allowed is [..., in_dim] with in_dim =
-            {self.in_dim}")
+            raise ValueError(f"x: got shape {tuple(x.shape)}, allowed is [..., in_dim = {self.in_dim}]")
         leading = x.shape[:-1]
         output: Tensor = self.layers(x.reshape(-1, self.in_dim))
         return output.view(*leading, self.out_dim)
 
 
-def _make_norm(name: str, kind: Norm, features: int) -> nn.Module:
+def _make_norm(kind: Norm, features: int) -> nn.Module:
     if kind == "layer":
         return nn.LayerNorm(features)
-    if kind in ("batch", "batch_affine_free"):
-        return nn.BatchNorm1d(features, affine=kind == "batch")
-    raise ValueError(f"{name}: got {kind!r}, allowed are {', '.join(get_args(Norm))} and None")
+    return nn.BatchNorm1d(features, affine=kind == "batch")
+
+
+def _check_choice(name: str, given: str | None, allowed: Sequence[str | None]) -> None:
+    if given not in allowed:
+        raise ValueError(f"{name}: got {given!r}, allowed are {', '.join(map(str, allowed))}")

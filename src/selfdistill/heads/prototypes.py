@@ -38,8 +38,7 @@ class Prototypes(nn.Module):
         super().__init__()
         _check_sizes(in_dim, count)
         self.in_dim, self.out_dim = in_dim, count
-        # The start of nn.Linear; the length of the rows, .58 on average, sets how fast their direction
-        # learns.
+        # As nn.Linear starts, which is DINO's: the rows' length, about .58, sets how fast they turn.
         bound = 1 / math.sqrt(in_dim)
         self.weight = nn.Parameter(torch.empty(count, in_dim).uniform_(-bound, bound))
         self.scale = nn.Parameter(torch.ones(count, 1)) if trainable_scale else None
@@ -54,12 +53,11 @@ class Prototypes(nn.Module):
 
 
 class SwAVPrototypes(nn.Module):
-    """Prototypes whose stored rows are put back to unit length after each optimizer step (SwAV, arXiv
-    2006.09882).
+    """Prototypes put back to unit length after each optimizer step (SwAV, arXiv 2006.09882).
 
-    Unlike in `Prototypes` the gradient may point along a row, and only `commit` takes that part away again;
-    SwAV's code does it before each forward, which is the same. Has the methods of a staged state, so that the
-    step's owner calls `commit` once per executed optimizer step.
+    Unlike in `Prototypes` the optimizer may lengthen a row, until `commit` normalises the stored weight. It
+    has the methods of a staged state: who owns the step calls `commit` once per executed optimizer step,
+    which is the same as SwAV's normalising before each forward.
 
     Args:
         in_dim: features of the input, normalised here.
@@ -120,9 +118,7 @@ class DINOHead(nn.Module):
     ) -> None:
         super().__init__()
         self.in_dim, self.out_dim = in_dim, prototypes
-        self.mlp = MLP(
-            in_dim, hidden_dim, bottleneck_dim, layers=layers, norm=norm, activation="gelu", init_std=0.02
-        )
+        self.mlp = MLP(in_dim, hidden_dim, bottleneck_dim, layers=layers, norm=norm, activation="gelu", init_std=0.02)
         self.last_layer = Prototypes(bottleneck_dim, prototypes, trainable_scale=trainable_scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,8 +146,8 @@ class MultiHead(nn.Module):
 def _unit(x: Tensor) -> Tensor:
     """Unit length along the last dimension, in the dtype of x.
 
-    Computed in at least float32, since squares of small float16 features underflow; 1e-6 (DINOv2's value)
-    rather than F.normalize's 1e-12 keeps the gradient of a vanishing vector finite in float16.
+    In at least float32, since the squares of small float16 features underflow. The least length, DINOv2's
+    1e-6 rather than torch's 1e-12, bounds the gradient of a vanishing vector.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return F.normalize(wide, dim=-1, eps=1e-6).to(x.dtype)

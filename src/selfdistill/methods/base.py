@@ -91,6 +91,9 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         self.student = student
         self.teacher_policy = teacher
         self.teacher = teacher.make(student)  # type: ignore[assignment]
+        if self.teacher is not None:
+            # a Trainer does not call train() before it fits
+            self.teacher.train(teacher.mode == "train")
         self.optimizer_recipe = optimizer
         self.weights = {name: as_schedule(value) for name, value in (weights or {}).items()}
         self.objectives = nn.ModuleDict(dict(objectives or {}))
@@ -208,7 +211,17 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         return {"embedding": self.embed(images).float(), "labels": labels}
 
     def configure_optimizers(self) -> Optimizer:
-        return self.optimizer_recipe.build(self.trained_parameters(), self.parameter_roles())
+        return self.optimizer_recipe.build(
+            self.trained_parameters(), self.parameter_roles(), batch_size=self.effective_batch_size()
+        )
+
+    def effective_batch_size(self) -> int | None:
+        """Images of one optimizer step over all processes; None where the loader does not say."""
+        loader: Any = self.trainer.datamodule or self.trainer.train_dataloader  # type: ignore[attr-defined]
+        size = getattr(loader, "batch_size", None)
+        if size is None:
+            return None
+        return int(size) * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that the optimizer holds: all but the teacher's."""

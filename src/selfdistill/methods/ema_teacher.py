@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from selfdistill.divergences import L2, Divergence
+from selfdistill.divergences import L2, Divergence, as_divergence
 from selfdistill.heads import MLP
 from selfdistill.methods.base import Outputs, SelfDistillModule
 from selfdistill.networks import Backbone, Tower, as_backbone
@@ -48,7 +48,7 @@ class EMATeacher(SelfDistillModule[Outputs, Outputs]):
         out_dim: int = 256,
         compare: Literal["crossed", "same"] = "crossed",
         noise: float = 0.0,
-        divergence: Divergence | None = None,
+        divergence: Divergence | Callable[[Tensor, Tensor], Tensor] | None = None,
         teacher: TeacherPolicy | None = None,
         optimizer: OptimizerRecipe | None = None,
         weights: Mapping[str, Schedule | float] | None = None,
@@ -69,7 +69,7 @@ class EMATeacher(SelfDistillModule[Outputs, Outputs]):
         )
         self.same_view = compare == "same"
         self.noise = noise
-        self.divergence = divergence or L2()
+        self.divergence = as_divergence(divergence or L2())
 
     def targets(self, views: Views) -> Outputs:
         features, projections = self.teaching_tower(views.teacher)

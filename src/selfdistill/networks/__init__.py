@@ -1,7 +1,8 @@
 """Backbones behind one interface, and the tower (backbone + head) that a teacher mirrors."""
 
-from selfdistill.networks.backbones import Backbone, Features, ModuleBackbone, as_backbone, build_backbone
+from selfdistill.networks.backbones import Backbone, Features, ModuleBackbone
 from selfdistill.networks.small_cnn import SmallCNN
+from selfdistill.networks.timm_backbones import as_backbone, build_backbone
 from selfdistill.networks.tower import Tower
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from selfdistill.networks.backbones import Backbone, Features, _positions
+from selfdistill.networks.backbones import Backbone, Features, block_positions
 
 
 def _stage(channels_in: int, channels_out: int, stride: int) -> nn.Sequential:
@@ -40,7 +40,7 @@ class SmallCNN(Backbone):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
     def layer_dims(self, layers: Sequence[int]) -> list[int]:
-        return [self.widths[i] for i in _positions(layers, self.depth)]
+        return [self.widths[i] for i in block_positions(layers, self.depth)]
 
     def forward(
         self,
@@ -52,7 +52,7 @@ class SmallCNN(Backbone):
         layers: Sequence[int] = (),
     ) -> Features:
         self.refuse_token_arguments(mask, keep)
-        wanted = _positions(layers, self.depth)
+        wanted = block_positions(layers, self.depth)
         taps: dict[int, Tensor] = {}
         x = images
         for i, stage in enumerate(self.stages):

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from selfdistill.networks.backbones import Backbone, Features, as_backbone
+from selfdistill.networks.backbones import Backbone, Features
+from selfdistill.networks.timm_backbones import as_backbone
 
 
 class Tower(nn.Module):

@@ -12,9 +12,7 @@ NamedParameters: TypeAlias = Iterable[tuple[str, nn.Parameter]]
 
 # `layer1.0.conv1.weight`, `stages.0.blocks.1.gamma`, `blocks.7.…`: a second number without `blocks` counts
 # only where it numbers a block, not the convolution of an nn.Sequential (`stages.0.1.weight`)
-_BLOCK = re.compile(
-    r"(?:^|\.)(?:layers?|stages?|blocks?)\.?(\d+)(?:\.blocks?\.(\d+)|\.(\d+)(?=\.\w+\.))?(?=\.)"
-)
+_BLOCK = re.compile(r"(?:^|\.)(?:layers?|stages?|blocks?)\.?(\d+)(?:\.blocks?\.(\d+)|\.(\d+)(?=\.\w+\.))?(?=\.)")
 _TOKEN = re.compile(r"token|pos_embed|position_embed")
 
 

@@ -228,9 +228,7 @@ class OptimizerRecipe:
         assert self.lr is not None
         if self.name == "adamw":
             first, second = self.betas
-            return torch.optim.AdamW(
-                groups, lr=self.lr, betas=(first, second), weight_decay=self.weight_decay
-            )
+            return torch.optim.AdamW(groups, lr=self.lr, betas=(first, second), weight_decay=self.weight_decay)
         if self.name == "sgd":
             return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         adapted = [{**group, "adapt": group["decays"]} for group in groups]

@@ -97,10 +97,11 @@ class TeacherUpdate(L.Callback):
         self._remove_hooks()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.clock.step}
+        return {"step": self.clock.step, "momentum": self.momentum}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.clock = Clock(int(state_dict["step"]), self.clock.total_steps, self.clock.steps_per_epoch)
+        self.momentum = state_dict["momentum"]
 
     def _on_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._executed = True

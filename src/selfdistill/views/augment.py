@@ -12,17 +12,18 @@ from torch.utils.data import Dataset
 from selfdistill.views.augment_batched import as_float, normalize, resample
 from selfdistill.views.colour import blur_radius
 from selfdistill.views.parameters import FACTORS, Parameters, draw
-from selfdistill.views.recipes import Augment, CropSpec, ViewRecipe
+from selfdistill.views.recipes import CropSpec, ViewRecipe
 from selfdistill.views.views import Views
 
 if TYPE_CHECKING:
     from selfdistill.data.sampler import EpochIndices
 
+
 class ViewBatches(Dataset[Views]):
     """Whole batches of views of a data set, as `ResumableLoader` asks for them.
 
     Args:
-        dataset: map-style; gives (image, label) or image, the image a PIL one, or a uint8 or [0, 1] float [C, H, W] tensor.
+        dataset: map-style; gives (image, label) or image: PIL, or a tensor [C, H, W], uint8 or float in [0, 1].
         recipe: the views.
         seed: of the views.
         mean: by channel, values in [0, 1]; as many numbers as the views have channels, 1 or 3.
@@ -106,6 +107,8 @@ def _view(image: Tensor, drawn: Parameters, row: int, spec: CropSpec) -> Tensor:
     else:
         mode = InterpolationMode(augment.interpolation)
         image = F.resized_crop(image, *drawn.box[row].tolist(), size, interpolation=mode, antialias=True)
+        if image.is_floating_point():
+            image = image.clamp(0, 1)  # a bicubic filter overshoots; on uint8 it is cut already
         if drawn.flip[row]:
             image = F.horizontal_flip(image)
     if drawn.jitter[row]:
@@ -121,4 +124,4 @@ def _view(image: Tensor, drawn: Parameters, row: int, spec: CropSpec) -> Tensor:
         image = F.gaussian_blur(image, [width, width], [float(drawn.sigma[row])] * 2)
     if drawn.solarize[row]:
         image = F.solarize(image, 0.5 if image.is_floating_point() else 128)
-    return as_float(image).clamp_(0, 1)
+    return as_float(image)

@@ -19,7 +19,6 @@ from selfdistill.views.parameters import FACTORS, Parameters, draw
 from selfdistill.views.recipes import Augment, ViewRecipe
 from selfdistill.views.views import RawBatch, Views
 
-
 # The colour operations, in the order of the columns of `Parameters.factors`.
 _JITTER = tuple((name, getattr(colour, name)) for name in FACTORS)
 
@@ -54,7 +53,9 @@ def as_float(images: Tensor) -> Tensor:
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(images - mean) / std by channel, images [B, C, h, w]."""
-    means, stds = (torch.tensor(values, dtype=images.dtype).to(images.device) for values in (mean, std))
+    means, stds = (
+        torch.tensor(values, dtype=images.dtype).to(images.device, non_blocking=True) for values in (mean, std)
+    )
     return (images - means[:, None, None]) / stds[:, None, None]
 
 
@@ -64,7 +65,9 @@ def resample(images: Tensor, drawn: Parameters, augment: Augment, size: int) -> 
         return _warp(images, drawn, augment, size)
     height, width = images.shape[-2:]
     if augment.crop_scale is None and height == width == size:
-        return torch.where(drawn.flip.to(images.device)[:, None, None, None], images.flip(-1), images)
+        return torch.where(
+            drawn.flip.to(images.device, non_blocking=True)[:, None, None, None], images.flip(-1), images
+        )
     top, left, box_h, box_w = drawn.box.unbind(1)
     down = resize_matrices(top, box_h, height, size, augment.interpolation)
     across = resize_matrices(left, box_w, width, size, augment.interpolation)
@@ -98,8 +101,8 @@ def resize_matrices(start: Tensor, length: Tensor, stored: int, size: int, inter
 def _warp(images: Tensor, drawn: Parameters, augment: Augment, size: int) -> Tensor:
     """One `grid_sample` for crop, flip, rotation, shear, zoom and shift; black outside the image.
 
-    The map goes from the view's coordinates in [-1, 1]² back to the image's: undo the shift, the rotation, the shear and
-    the zoom, then the flip, then place the crop's box.
+    The map goes from the view's coordinates in [-1, 1]² back to the image's: undo the shift, the rotation, the shear
+    and the zoom, then the flip, then place the crop's box.
     """
     angle, slant = drawn.angle.deg2rad(), drawn.shear.deg2rad().tan()
     cos, sin = angle.cos() / drawn.zoom, angle.sin() / drawn.zoom

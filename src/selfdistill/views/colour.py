@@ -1,7 +1,7 @@
 """Colour and blur of a batch, each sample with its own strength; values in [0, 1], images [N, C, h, w].
 
-The definitions are torchvision's (`torchvision.transforms.v2.functional` on floating images), which are Pillow's without
-the rounding.
+The definitions are torchvision's (`torchvision.transforms.v2.functional` on floating images), which are Pillow's
+without the rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def grayscale(images: Tensor) -> Tensor:
     """[N, 1, h, w] luma (ITU-R 601) of colour images; images of one channel are it already."""
     if images.shape[1] == 1:
         return images
-    return (images * torch.tensor(_LUMA, dtype=images.dtype).to(images.device)[:, None, None]).sum(1, keepdim=True)
+    return (images * _channels(_LUMA, images)).sum(1, keepdim=True)
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:
@@ -52,8 +52,7 @@ def hue(images: Tensor, shift: Tensor) -> Tensor:
     )
     turned = sector + 6 * shift[:, None, None]
     # HSV to RGB in one formula: each channel is value less chroma times a trapezoid of the hue.
-    offsets = torch.tensor([5.0, 3.0, 1.0], dtype=images.dtype).to(images.device)[:, None, None]
-    phase = (offsets + turned[:, None]) % 6
+    phase = (_channels((5.0, 3.0, 1.0), images) + turned[:, None]) % 6
     return value[:, None] - chroma[:, None] * torch.minimum(phase, 4 - phase).clamp_(0, 1)
 
 
@@ -93,6 +92,11 @@ def _band(kernel: Tensor, side: int) -> Tensor:
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
     weight = _per_sample(factor)
     return (weight * images + (1 - weight) * other).clamp_(0, 1)
+
+
+def _channels(values: tuple[float, ...], images: Tensor) -> Tensor:
+    """[3, 1, 1] beside `images`; not waiting for the copy matters on a GPU."""
+    return torch.tensor(values, dtype=images.dtype).to(images.device, non_blocking=True)[:, None, None]
 
 
 def _per_sample(values: Tensor) -> Tensor:

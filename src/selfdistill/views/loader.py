@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 
+from selfdistill.data.images import IMAGENET_MEAN, IMAGENET_STD
 from selfdistill.data.sampler import ResumableBatchSampler, ResumableLoader
 from selfdistill.views.augment import ViewBatches
 from selfdistill.views.recipes import ViewRecipe, named_recipe
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ViewLoader(ResumableLoader):

@@ -90,9 +90,7 @@ class BlockMask:
         low, high = self.ratio_range
         ratios = draw(batch, low, high, self.probability, generator=generator)
         counts = mask_counts(ratios, self.grid, min_masked=self.min_masked)
-        mask = block_mask(
-            counts, self.grid, min_block=self.min_block, aspect=self.aspect, generator=generator
-        )
+        mask = block_mask(counts, self.grid, min_block=self.min_block, aspect=self.aspect, generator=generator)
         return {"mask": mask}
 
 

@@ -7,6 +7,7 @@ chance.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,15 +63,19 @@ class Parameters:
 
     def only(self, row: int) -> Parameters:
         """Those of one sample, still with the leading dimension."""
-        tensors = {name: value[row : row + 1] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors: dict[str, Any] = {
+            name: value[row : row + 1] for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **tensors)
 
     def noise(self, shape: torch.Size, device: torch.device) -> Tensor:
         """Standard normal values for a batch of `shape` [B, C, h, w], drawn on `device`."""
-        return normal(self.noise_key, self.index.to(device), shape[1:].numel()).view(shape)
+        return normal(self.noise_key, self.index.to(device, non_blocking=True), shape[1:].numel()).view(shape)
 
 
-def draw(augment: Augment, height: Tensor, width: Tensor, index: Tensor, *, seed: int, epoch: int, crop: int) -> Parameters:
+def draw(
+    augment: Augment, height: Tensor, width: Tensor, index: Tensor, *, seed: int, epoch: int, crop: int
+) -> Parameters:
     """Draw the parameters of view number `crop` of each sample.
 
     Args:

@@ -1,4 +1,4 @@
-"""Random numbers that are a pure function of a key: no generator state, so nothing to save and nothing to get out of step.
+"""Random numbers that are a pure function of a key: no generator state to save, none to get out of step.
 
 A view must depend on (seed, epoch, sample, crop) alone. Whatever batch, worker, rank or accumulation window a sample
 falls into, and whether or not the run was resumed, it then gets the same view. The numbers come from the output
@@ -25,7 +25,7 @@ def _signed(value: int) -> int:
 
 
 def mix(value: int) -> int:
-    """SplitMix64's output function on one 64-bit integer: a bijection in which every input bit moves every output bit."""
+    """SplitMix64's output function on one 64-bit integer: a bijection that spreads every input bit over the output."""
     value &= _MASK
     for shift, multiplier in _MULTIPLIERS:
         value = ((value ^ (value >> shift)) * multiplier) & _MASK

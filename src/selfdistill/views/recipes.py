@@ -1,12 +1,12 @@
 """Recipes: what views to make, as plain data that both engines execute.
 
 `Augment` is one distribution over transformations, `CropSpec` a number of views drawn from it and who sees them,
-`ViewRecipe` the list of them. The published recipes stand below under the names that `ViewLoader` and `conf/views/` use.
+`ViewRecipe` the list of them. The published recipes stand below, named as in `ViewLoader` and `conf/views/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,7 +96,7 @@ class CropSpec:
     size: int
     augment: Augment
     count: int = 1
-    roles: Sequence[str] = ROLES
+    roles: Collection[str] = ROLES
 
     def __post_init__(self) -> None:
         _require("size", self.size, 1, float("inf"))
@@ -123,6 +123,8 @@ class ViewRecipe:
             raise ValueError("views: crops is empty; give at least one view")
         if engine not in ENGINES:
             raise ValueError(f"views: engine={engine!r} is not known; allowed: {', '.join(ENGINES)}")
+        if not any("student" in spec.roles for spec in crops):
+            raise ValueError("views: no view has the role student; give it to one at least")
         self.crops = tuple(crops)
         self.engine = engine
 
@@ -141,7 +143,7 @@ class ViewRecipe:
         if channels == 1 and any(spec.augment.needs_colour for spec in self.crops):
             raise ValueError(
                 "views change colours (saturation, hue or grayscale), but the images have 1 channel; "
-                "set those to 0, or choose views=digits"
+                "set those to 0, or choose views without them"
             )
 
 
@@ -175,7 +177,7 @@ _BYOL = replace(_MOCO_V2, crop_scale=(0.08, 1.0), interpolation="bicubic", satur
 
 
 def byol(size: int) -> ViewRecipe:
-    """BYOL's asymmetric views (arXiv 2006.07733): the first always blurred, the second seldom, and at times solarized."""
+    """BYOL's views (arXiv 2006.07733): the first always blurred, the second seldom, and at times solarized."""
     return ViewRecipe((CropSpec(size, _BYOL), CropSpec(size, replace(_BYOL, blur=0.1, solarize=0.2))))
 
 

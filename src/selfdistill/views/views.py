@@ -21,7 +21,7 @@ class Views:
         crops: [B, C, h, w] float32, normalised, in recipe order; sizes may differ from crop to crop.
         roles: for each crop, the networks that see it: a non-empty subset of {"teacher", "student"}.
         masks: patch masks by name, where the recipe makes them.
-        labels: [B] int64, for evaluation and explicitly supervised objectives only.
+        labels: [B] int64, -1 for none; for evaluation and explicitly supervised objectives only.
         index: [B] int64, the samples' indices in the data set.
     """
 
@@ -93,7 +93,7 @@ class RawBatch:
         images: [B, C, H, W], uint8 in [0, 255] or float32 in [0, 1].
         index: [B] int64, the samples' indices in the data set; stays on the CPU, where random parameters are drawn.
         epoch: in which the samples are drawn; it travels with them, since a worker is ahead of the trainer.
-        labels: [B] int64 or None.
+        labels: [B] int64, -1 for none.
     """
 
     images: Tensor
