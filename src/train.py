@@ -3,14 +3,12 @@
 import hydra
 from omegaconf import DictConfig
 
-from selfdistill.cli import launch
+from selfdistill.cli import job, launch
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 def main(config: DictConfig) -> float | None:
-    from selfdistill.runner import fit
-
-    return fit(config)
+    return job("fit", config)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,10 @@ torch.set_num_threads(1)
 Compose = Callable[..., DictConfig]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-golden", action="store_true", help="write tests/golden anew")
+
+
 @pytest.fixture
 def compose(tmp_path: Path) -> Compose:
     """``compose("method=byol_like", …)``: the configuration of that command, its run in ``tmp_path``."""

@@ -95,9 +95,7 @@ def main(rank: int, folder: Path) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     folder = tmp_path_factory.mktemp("ranks")
     processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)], stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     try:
@@ -124,9 +122,7 @@ def test_two_ranks_equal_one_process(ranks: list[dict[str, Tensor]], alone: dict
         elif name.startswith("sum_"):
             parts = [torch.stack(parts).sum(0)]
         for part in parts:
-            assert torch.allclose(part, expected, rtol=1e-5, atol=1e-6), (
-                f"{name}: {part} instead of {expected}"
-            )
+            assert torch.allclose(part, expected, rtol=1e-5, atol=1e-6), f"{name}: {part} instead of {expected}"
 
 
 def test_the_comparison_is_about_something(alone: dict[str, Tensor]):

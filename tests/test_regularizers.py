@@ -104,9 +104,7 @@ def slow_me_max(logits: Tensor, temperature: float) -> float:
 )
 def test_me_max_equals_the_definition(n: int, k: int, temperature: float, scale: float):
     logits = randn(n, k) * scale
-    assert me_max(logits, temperature).item() == pytest.approx(
-        slow_me_max(logits, temperature), rel=1e-4, abs=2e-6
-    )
+    assert me_max(logits, temperature).item() == pytest.approx(slow_me_max(logits, temperature), rel=1e-4, abs=2e-6)
 
 
 def test_me_max_bounds():
@@ -162,9 +160,7 @@ def test_variance_covariance_equals_the_definition(n: int, d: int, target: float
 
 
 def test_variance_covariance_closed_forms():
-    collapsed = value_and_gradient(
-        lambda x: sum(variance_covariance(x), torch.zeros(())), torch.full((4, 3), 2.0)
-    )
+    collapsed = value_and_gradient(lambda x: sum(variance_covariance(x), torch.zeros(())), torch.full((4, 3), 2.0))
     assert collapsed[0].item() == pytest.approx(1 - 0.01)
     assert collapsed[1].isfinite().all()
 

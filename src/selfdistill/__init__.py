@@ -9,20 +9,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selfdistill.methods import BYOL, EMATeacher, SelfDistillModule
+    from selfdistill.methods.base import SelfDistillModule
+    from selfdistill.methods.byol import BYOL
+    from selfdistill.methods.ema_teacher import EMATeacher
     from selfdistill.views import Views
 
 __version__ = "0.1.0"
-
-_HOME = {"Views": "selfdistill.views"}
 
 __all__ = ["BYOL", "EMATeacher", "SelfDistillModule", "Views"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name.startswith("_"):
         raise AttributeError(f"module 'selfdistill' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME.get(name, "selfdistill.methods")), name)
+    home = importlib.import_module("selfdistill.views" if name == "Views" else "selfdistill.methods")
+    if not hasattr(home, name):
+        raise AttributeError(f"module 'selfdistill' has no attribute {name!r}")
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

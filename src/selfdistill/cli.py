@@ -8,7 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
 
 from selfdistill.config import UserError, check
 
@@ -39,6 +42,22 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
         if not own_errors:
             raise
         _end(f"error: {' '.join(str(error).split())}", 2)
+
+
+def job(task: str, config: DictConfig) -> Any:
+    """What a ``@hydra.main`` function does: call ``selfdistill.runner.<task>`` with its configuration.
+
+    In a single run a user's mistake ends here, in one line; in a sweep it goes to Hydra's launcher, so
+    that the other jobs go on.
+    """
+    from selfdistill import runner
+
+    try:
+        return getattr(runner, task)(config)
+    except UserError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        _end(f"error: {error}", 2)
 
 
 def _end(line: str, code: int) -> None:

@@ -81,9 +81,7 @@ def me_max(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return (math.log(logits.shape[1]) + (log_mean_K.exp() * log_mean_K).sum()).clamp_min(0)
 
 
-def variance_covariance(
-    x: Tensor, *, variance_target: float = 1.0, eps: float = 1e-4
-) -> tuple[Tensor, Tensor]:
+def variance_covariance(x: Tensor, *, variance_target: float = 1.0, eps: float = 1e-4) -> tuple[Tensor, Tensor]:
     """The two terms of VICReg that prevent collapse (arXiv 2105.04906, eq. 1-4), over the rows of all ranks.
 
     v = mean_j max(0, γ − sqrt(Var(x_j) + eps));  c = Σ_{i≠j} Cov(x)_ij² / D.  Both moments divide by N − 1.

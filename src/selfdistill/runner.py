@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     config.run_dir = str(folder)
     plain = resolved(config)
     check_values(plain)
+    OmegaConf.resolve(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     datamodule = build_data(config)
     module = build_method(config)
@@ -85,6 +86,9 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
             "raw_pixels": pixel_figures(datamodule, **settings),
             "initial": backbone_figures(module, datamodule, **settings),
         }
+    else:
+        trainer.limit_val_batches = 0
+        print("k-NN and final figures are off: the data has no labels")
     started = time.perf_counter()
     trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     seconds = time.perf_counter() - started
@@ -108,8 +112,8 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     _write(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     if trainer.is_global_zero:
         if figures:
-            print(f"\ntest split of {config.data._target_.rpartition(chr(46))[2]}, network evaluated: {module.evaluates}\n")
-            print(figures_table(figures) + "\n")
+            source = type(datamodule.source).__name__
+            print(f"\n{source}, test split, {module.evaluates} network\n\n{figures_table(figures)}\n")
         print(f"collapse: {summary['collapse'] or 'none seen'}    training: {seconds:.0f} s    run: {folder}")
     return summary["validation_knn"]
 
@@ -173,8 +177,10 @@ def checked_checkpoint(path: str, module: SelfDistillModule[Any, Any]) -> str:
         raise UserError(f"ckpt_path: a checkpoint of {ours['method']} given, this run is {wanted}")
     mine, theirs = module.state_dict(), stored["state_dict"]
     for name in [*mine, *theirs]:
-        if name not in theirs or name not in mine or getattr(mine[name], "shape", None) != getattr(
-            theirs[name], "shape", None
+        if (
+            name not in theirs
+            or name not in mine
+            or getattr(mine[name], "shape", None) != getattr(theirs[name], "shape", None)
         ):
             raise UserError(
                 f"ckpt_path: {name!r} differs between the checkpoint and this run; "

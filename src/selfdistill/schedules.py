@@ -17,6 +17,7 @@ from selfdistill.clock import Clock, Duration, check_duration, duration_in_steps
 Shape: TypeAlias = Literal["cosine", "linear", "constant"]
 """How a value goes from its start to its end."""
 
+
 class Schedule(ABC):
     """A number that depends on the clock alone."""
 

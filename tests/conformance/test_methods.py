@@ -71,9 +71,7 @@ class Record(L.Callback):
         self.crops.append(batch.crops[0])
         self.students.append({n: p.detach().clone() for n, p in pl_module.student.named_parameters()})
         teacher = pl_module.teacher
-        self.teachers.append(
-            None if teacher is None else {n: p.clone() for n, p in teacher.named_parameters()}
-        )
+        self.teachers.append(None if teacher is None else {n: p.clone() for n, p in teacher.named_parameters()})
         self.momenta.append(update.momentum)
 
 

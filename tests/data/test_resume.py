@@ -172,6 +172,15 @@ def test_a_view_loader_without_a_data_module(after: int, tmp_path: Path) -> None
     assert seen == expected
 
 
+def test_a_view_loader_with_limited_batches(tmp_path: Path) -> None:
+    """The epoch ended before the loader did: what is left of it is not the next one's start."""
+    images = [torch.zeros(1, 4, 4, dtype=torch.uint8)] * SAMPLES
+    recipe = ViewRecipe([CropSpec(4, Augment(noise=1.0))])
+    path = tmp_path / "a.ckpt"
+    expected, seen = run_both(path, "batch", 3, lambda: ViewLoader(images, recipe, batch_size=2), limit_train_batches=3)
+    assert seen == expected
+
+
 def test_every_epoch_has_its_own_order_and_every_sample_at_most_once() -> None:
     module = Recorder()
     trainer().fit(module, data())
@@ -207,6 +216,17 @@ def test_a_plain_loop_advances_and_resumes() -> None:
     resumed = loader()
     resumed.load_state_dict(cut.state_dict())
     assert seen + [batch.index.tolist() for batch in resumed] == epochs[1]
+
+
+def test_resumed_behind_the_last_batch_is_the_next_epoch() -> None:
+    cut = data().train_dataloader()
+    stream = iter(cut)
+    for _ in range(PER_EPOCH):
+        next(stream)
+    resumed = data().train_dataloader()
+    resumed.load_state_dict(cut.state_dict())
+    list(stream)
+    assert [batch.index.tolist() for batch in resumed] == [batch.index.tolist() for batch in cut]
 
 
 def test_a_look_at_the_first_batch_costs_nothing() -> None:

@@ -170,13 +170,13 @@ class TestTorchvision:
         base = tmp_path / stl.base_folder
         base.mkdir()
         generator = np.random.default_rng(0)
-        for file, count in (("train_X.bin", 20), ("unlabeled_X.bin", 5), ("test_X.bin", 3)):
+        for file, count in (("train_X.bin", 20), ("unlabeled_X.bin", 15), ("test_X.bin", 3)):
             generator.integers(0, 256, (count, 3, 96, 96), dtype=np.uint8).tofile(base / file)
         np.ones(20, np.uint8).tofile(base / "train_y.bin")
         np.ones(3, np.uint8).tofile(base / "test_y.bin")
         monkeypatch.setattr(stl, "_check_integrity", lambda _: True)
         source = TorchvisionSet("stl10", tmp_path)
-        assert source.split("train").labels.tolist() == [0] * 18 + [-1] * 5
+        assert source.split("train").labels.tolist() == [0] * 18 + [-1] * 15
         assert source.split("validation").labels.tolist() == [0, 0]
         assert source.split("test").labels.tolist() == [0] * 3
 

@@ -68,7 +68,10 @@ class CollapseMonitor(L.Callback):
                 if [p.shape for p in pair[0]] == [p.shape for p in pair[1]]:
                     measured["monitor/teacher_distance"] = float(parameter_distance(*pair))
         for name, value in measured.items():
-            pl_module.log(name, value, prog_bar=name == "monitor/rank", batch_size=1)
+            pl_module.log(name, value, prog_bar=name == "monitor/rank", logger=False, batch_size=1)
+        # straight to the loggers: Lightning writes only what falls on its own interval
+        for logger in trainer.loggers:
+            logger.log_metrics(measured, step=step)
         self._judge(spread, step)
 
     def state_dict(self) -> dict[str, Any]:

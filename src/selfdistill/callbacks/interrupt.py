@@ -49,10 +49,17 @@ class GracefulInterrupt(L.Callback):
     ) -> None:
         at_boundary = trainer.global_step != self._global_step
         self._global_step = trainer.global_step
-        if self._received is None or not at_boundary:
-            return
-        trainer.save_checkpoint(self.checkpoint)
-        raise TrainingInterrupted(self._received, self.checkpoint)
+        # Continued from the last batch of an epoch, Lightning would leave out what ends it.
+        if at_boundary and not trainer.is_last_batch:
+            self._stop_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._stop_if_asked(trainer)
+
+    def _stop_if_asked(self, trainer: L.Trainer) -> None:
+        if self._received is not None:
+            trainer.save_checkpoint(self.checkpoint)
+            raise TrainingInterrupted(self._received, self.checkpoint)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._restore()

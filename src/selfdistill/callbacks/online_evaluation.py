@@ -86,9 +86,7 @@ class OnlineKNN(L.Callback):
                     )
                 queries = torch.cat([q for q, _ in self._queries])
                 labels = torch.cat([y for _, y in self._queries])
-                self.accuracy = knn_accuracy(
-                    bank, bank_labels, queries, labels, k=self.k, temperature=self.temperature
-                )
+                self.accuracy = knn_accuracy(bank, bank_labels, queries, labels, k=self.k, temperature=self.temperature)
         self._queries = []
         if self.accuracy is not None and not trainer.sanity_checking:
             pl_module.log("val/knn", self.accuracy, prog_bar=True, rank_zero_only=True, batch_size=1)
@@ -111,9 +109,7 @@ class OnlineKNN(L.Callback):
             return self._embed(pl_module, images)
         embed = getattr(pl_module, "embed", None)
         if embed is None:
-            raise ValueError(
-                f"OnlineKNN: {type(pl_module).__name__} has no embed(images); give OnlineKNN(embed=…)"
-            )
+            raise ValueError(f"OnlineKNN: {type(pl_module).__name__} has no embed(images); give OnlineKNN(embed=…)")
         return embed(images)
 
 

@@ -21,7 +21,8 @@ class RandomState(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         version, words, gauss = random.getstate()
-        kind, keys, position, has_gauss, cached = np.random.get_state()
+        numpy_state: Any = np.random.get_state()
+        kind, keys, position, has_gauss, cached = numpy_state
         return {
             "python": [version, list(words), gauss],
             "numpy": [kind, keys.tolist(), position, has_gauss, cached],

@@ -115,7 +115,7 @@ class DataModule(L.LightningDataModule):
         train = self._split("train")
         batches: Dataset[Any]
         if self.engine == "batched" and isinstance(train, TensorImages):
-            batches = _RawBatches(train, labelled=self.labelled)
+            batches = _RawBatches(train, self.recipe, self.seed, labelled=self.labelled)
         else:
             batches = ViewBatches(
                 train, self.recipe, seed=self.seed, mean=self.source.mean, std=self.source.std, labelled=self.labelled
@@ -180,16 +180,19 @@ class DataModule(L.LightningDataModule):
 
 
 class _RawBatches(Dataset[RawBatch]):
-    """Whole batches of images held in memory."""
+    """Whole batches of images held in memory, with the masks of their views."""
 
-    def __init__(self, images: TensorImages, *, labelled: bool) -> None:
+    def __init__(self, images: TensorImages, recipe: ViewRecipe, seed: int, *, labelled: bool) -> None:
         self.images = images
+        self.recipe = recipe
+        self.seed = seed
         self.labelled = labelled
 
     def __getitem__(self, indices: EpochIndices) -> RawBatch:
         index = torch.tensor(indices)
         labels = self.images.labels[index] if self.labelled else None
-        return RawBatch(self.images.images[index], index, indices.epoch, labels)
+        masks = self.recipe.draw_masks(index, seed=self.seed, epoch=indices.epoch)
+        return RawBatch(self.images.images[index], index, indices.epoch, labels, masks)
 
 
 class _Evaluated(Dataset[tuple[Tensor, Tensor]]):

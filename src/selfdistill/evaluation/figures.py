@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import lightning as L
 import torch
@@ -23,7 +23,7 @@ _WORDS = {1: "one", 2: "two", 5: "five", 10: "ten"}
 class Labelled(Protocol):
     """A data module that gives images without augmentation."""
 
-    def evaluation_loader(self, split: str) -> DataLoader[tuple[Tensor, Tensor]]: ...
+    def evaluation_loader(self, split: Literal["train", "test"]) -> DataLoader[tuple[Tensor, Tensor]]: ...
 
 
 class Embedder(Protocol):

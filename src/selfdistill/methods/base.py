@@ -6,7 +6,7 @@ Shapes: V crops, B images, D features, P projections.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from selfdistill.data import ResumableLoader
 from selfdistill.divergences import Divergence
 from selfdistill.networks import Tower
 from selfdistill.optim import OptimizerRecipe
@@ -49,9 +50,7 @@ class Objective(Protocol):
         self, module: SelfDistillModule[Any, Any], views: Views, predictions: Any, targets: Any
     ) -> dict[str, Tensor]: ...
 
-    def observe(
-        self, module: SelfDistillModule[Any, Any], views: Views, predictions: Any, targets: Any
-    ) -> None: ...
+    def observe(self, module: SelfDistillModule[Any, Any], views: Views, predictions: Any, targets: Any) -> None: ...
 
 
 class NonFiniteLossError(RuntimeError):
@@ -176,6 +175,12 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         callbacks: Iterable[Any] = getattr(self.trainer, "callbacks", ())
         return [] if any(isinstance(c, TeacherUpdate) for c in callbacks) else [TeacherUpdate()]
 
+    def on_train_start(self) -> None:
+        loader: Any = self.trainer.train_dataloader
+        if isinstance(loader, ResumableLoader):
+            # its place in the epoch is known to the Trainer's counters alone
+            loader.trainer = self.trainer
+
     def training_step(self, batch: Views, batch_idx: int) -> dict[str, Any]:
         with torch.no_grad():
             targets = self.targets(batch)
@@ -267,7 +272,7 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
     def _guard_finite(self, terms: Mapping[str, Tensor]) -> None:
         # On an accelerator reading the loss waits for the device: there it is read where it is logged anyway.
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        every = 1 if self.device.type == "cpu" else max(self.trainer.log_every_n_steps, 1)
+        every = 1 if self.device.type == "cpu" else max(getattr(self.trainer, "log_every_n_steps", 1), 1)
         if scaled or self.clock.step % every:
             return
         for name, term in terms.items():

@@ -104,9 +104,7 @@ class ModuleBackbone(Backbone):
         image_size: height and width of the image that finds it.
     """
 
-    def __init__(
-        self, module: nn.Module, *, dim: int | None = None, channels: int = 3, image_size: int = 64
-    ) -> None:
+    def __init__(self, module: nn.Module, *, dim: int | None = None, channels: int = 3, image_size: int = 64) -> None:
         super().__init__()
         self.module = module
         declared = dim if dim is not None else getattr(module, "num_features", None)

@@ -29,9 +29,7 @@ class SmallCNN(Backbone):
         super().__init__()
         inputs = (channels, *widths[:-1])
         strides = (1, 2, 1, 2)
-        self.stages = nn.ModuleList(
-            _stage(a, b, s) for a, b, s in zip(inputs, widths, strides, strict=True)
-        )
+        self.stages = nn.ModuleList(_stage(a, b, s) for a, b, s in zip(inputs, widths, strides, strict=True))
         self.widths = tuple(widths)
         self.dim = widths[-1]
         self.depth = len(widths)

@@ -23,9 +23,10 @@ class TimmViT(Backbone):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model: Any = model
-        self.dim = int(self.model.num_features)
-        self.depth = len(self.model.blocks)
+        vit: Any = model
+        self.model: Any = vit
+        self.dim = int(vit.num_features)
+        self.depth = len(vit.blocks)
 
     def grid(self, size: tuple[int, int]) -> tuple[int, int]:
         rows, columns = self.model.patch_embed.patch_size
@@ -74,10 +75,11 @@ class TimmBackbone(Backbone):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model: Any = model
+        network: Any = model
+        self.model: Any = network
         # head_hidden_size differs from num_features where the pooled features pass a pre-logits layer
-        self.dim = int(getattr(model, "head_hidden_size", None) or self.model.num_features)
-        self.depth = len(getattr(model, "feature_info", ()) or ())
+        self.dim = int(getattr(network, "head_hidden_size", None) or network.num_features)
+        self.depth = len(getattr(network, "feature_info", ()) or ())
 
     def layer_dims(self, layers: Sequence[int]) -> list[int]:
         infos = list(self.model.feature_info)
@@ -180,9 +182,7 @@ def as_backbone(backbone: Backbone | nn.Module | str) -> Backbone:
     if isinstance(backbone, str):
         return build_backbone(backbone)
     if not isinstance(backbone, nn.Module):
-        raise TypeError(
-            f"backbone: {type(backbone).__name__} given, allowed is a timm name or an nn.Module"
-        )
+        raise TypeError(f"backbone: {type(backbone).__name__} given, allowed is a timm name or an nn.Module")
     from timm.models.vision_transformer import VisionTransformer
 
     if isinstance(backbone, VisionTransformer):

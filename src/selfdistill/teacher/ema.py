@@ -100,9 +100,7 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     EMA(teacher, student).update(momentum)
 
 
-def _matched(
-    teacher: dict[str, Tensor], student: dict[str, Tensor], kind: str
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _matched(teacher: dict[str, Tensor], student: dict[str, Tensor], kind: str) -> dict[str, tuple[Tensor, Tensor]]:
     for name in [*teacher, *student]:
         if name not in teacher or name not in student:
             owner = "the student" if name not in teacher else "the teacher"

@@ -104,9 +104,7 @@ class TeacherPolicy:
         return cls(SnapshotSchedule(every), mode=mode, buffers=buffers)
 
     @classmethod
-    def frozen(
-        cls, network: nn.Module | None = None, *, mode: Literal["train", "eval"] = "eval"
-    ) -> TeacherPolicy:
+    def frozen(cls, network: nn.Module | None = None, *, mode: Literal["train", "eval"] = "eval") -> TeacherPolicy:
         """A teacher that never moves: the student at start, or ``network`` of any architecture."""
         return cls(ConstantSchedule(1.0), mode=mode, buffers="own", network=network)
 

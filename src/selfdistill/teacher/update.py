@@ -129,9 +129,7 @@ class TeacherUpdate(L.Callback):
             self._schedule, buffers = policy.schedule, policy.buffer_rule
         else:
             self._schedule, buffers = self._momentum, self._buffers
-        self._ema = EMA(
-            _network(pl_module, self._teacher_name), _network(pl_module, self._student_name), buffers
-        )
+        self._ema = EMA(_network(pl_module, self._teacher_name), _network(pl_module, self._student_name), buffers)
 
 
 def run_lengths(trainer: L.Trainer) -> tuple[int, int]:
@@ -142,9 +140,7 @@ def run_lengths(trainer: L.Trainer) -> tuple[int, int]:
     """
     total = trainer.estimated_stepping_batches
     if math.isinf(total):
-        raise ValueError(
-            "trainer: no end given, which schedules need; set trainer.max_epochs or trainer.max_steps"
-        )
+        raise ValueError("trainer: no end given, which schedules need; set trainer.max_epochs or trainer.max_steps")
     batches = trainer.num_training_batches
     per_epoch = total if math.isinf(batches) else math.ceil(batches / trainer.accumulate_grad_batches)
     return int(total), max(int(per_epoch), 1)

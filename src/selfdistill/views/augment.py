@@ -64,7 +64,8 @@ class ViewBatches(Dataset[Views]):
             crops.append(normalize(views, self.mean, self.std))
         labelled = pairs if self.labelled is None else self.labelled
         labels = torch.tensor([int(item[1]) for item in items]) if labelled else None
-        return Views(crops, self.recipe.roles, labels=labels, index=index)
+        masks = self.recipe.draw_masks(index, seed=self.seed, epoch=indices.epoch)
+        return Views(crops, self.recipe.roles, masks=masks, labels=labels, index=index)
 
 
 def as_tensor(image: Any, channels: int) -> Tensor:

@@ -43,7 +43,7 @@ def batched_views(
         view = recolour(resample(images, drawn, spec.augment, spec.size), drawn, spec.augment)
         crops.append(normalize(view, mean, std))
     index = batch.index.to(images.device, non_blocking=True)
-    return Views(crops, recipe.roles, labels=batch.labels, index=index)
+    return Views(crops, recipe.roles, masks=batch.masks, labels=batch.labels, index=index)
 
 
 def as_float(images: Tensor) -> Tensor:

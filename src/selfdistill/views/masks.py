@@ -2,12 +2,14 @@
 
 `maker(batch, generator)` draws for B images of `grid` = (height, width) patches, N in all, and returns
 tensors by name. In a mask, True means masked; no mask covers a whole image. Settings are checked when the
-maker is built.
+maker is built. `draw_masks` draws those of a training batch.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import torch
 from torch import Generator, Tensor
 
 from selfdistill.views.mask_functions import (
@@ -21,36 +23,97 @@ from selfdistill.views.mask_functions import (
     stratified_ratios,
     visible_index,
 )
+from selfdistill.views.randomness import bits, key
 
 __all__ = [
     "BlockMask",
     "InverseBlockMask",
+    "MaskMaker",
     "MultiBlockMask",
     "RandomMask",
     "block_mask",
+    "draw_masks",
     "independent_ratios",
     "inverse_block_mask",
     "mask_counts",
     "multi_block_masks",
+    "patch_grid",
     "random_mask",
     "stratified_ratios",
     "visible_index",
 ]
 
+# In the place of a crop's number in the key of its parameters: a stream of its own.
+_STREAM = -1
+
+
+class MaskMaker(Protocol):
+    """`maker(batch, generator)`: tensors of `batch` rows by name."""
+
+    def __call__(self, batch: int, generator: Generator | None = None) -> dict[str, Tensor]: ...
+
+
+def draw_masks(make: MaskMaker, index: Tensor, crops: int, *, seed: int, epoch: int) -> dict[str, Tensor]:
+    """The masks of a batch, an independent one for each masked crop of each image: `Views.masks`.
+
+    They depend on the arguments alone. Unlike an image's views they depend on the batch that it comes in,
+    because some makers share something within it: DINOv2's ratios, the sizes of I-JEPA's blocks.
+
+    Args:
+        make: of the recipe.
+        index: [B] int64, the samples' indices in the data set.
+        crops: G, number of masked crops.
+        seed: of the run.
+        epoch: in which the samples are drawn.
+    """
+    drawn_from = int(bits(key(seed, epoch, _STREAM), index, 1).sum())
+    masks = make(crops * len(index), Generator().manual_seed(drawn_from))
+    if "mask" in masks:
+        mask = masks["mask"]
+        masks["masked"], masks["masked_weight"] = _masked_tokens(mask)
+        masks["mask"] = mask.view(crops, len(index), -1)
+    return masks
+
+
+def _masked_tokens(mask: Tensor) -> tuple[Tensor, Tensor]:
+    rows, _ = mask.nonzero(as_tuple=True)
+    if not len(rows):
+        # A head needs a row to work on, and its parameters a gradient: any token, of weight 0.
+        return torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+    return mask.flatten().nonzero()[:, 0], 1 / mask.sum(1)[rows]
+
+
+def patch_grid(size: int, patch: int) -> tuple[int, int]:
+    """The grid of a crop of `size`² pixels in patches of `patch`², as configurations state it.
+
+    Raises:
+        ValueError: a size that is not a multiple of the patch.
+    """
+    if patch < 1 or size % patch:
+        raise ValueError(
+            f"masks: a crop of {size} pixels is no multiple of a patch of {patch}; change data.image.patch or the size"
+        )
+    return size // patch, size // patch
+
 
 @dataclass(frozen=True)
 class RandomMask:
-    """Equally many patches of each image, at random: {"mask": bool [B, N]}. MSN drops a share of .15 so."""
+    """Equally many patches of each image, at random: {"mask": bool [B, N], "keep": int64 [B, Nk], the others}.
+
+    MSN drops a share of .15 so.
+    """
 
     grid: Sequence[int]
     ratio: float
 
     def __post_init__(self) -> None:
+        _freeze(self, "grid")
         checked_grid(self.grid)
         _check_between("ratio", self.ratio, 0, 1)
 
     def __call__(self, batch: int, generator: Generator | None = None) -> dict[str, Tensor]:
-        return {"mask": random_mask(batch, self.grid, self.ratio, generator=generator)}
+        mask = random_mask(batch, self.grid, self.ratio, generator=generator)
+        return {"mask": mask, "keep": visible_index(mask)}
 
 
 @dataclass(frozen=True)
@@ -80,6 +143,7 @@ class BlockMask:
     aspect: Sequence[float] = (0.3, 1 / 0.3)
 
     def __post_init__(self) -> None:
+        _freeze(self, "grid", "ratio_range", "aspect")
         checked_grid(self.grid)
         _check_range("ratio_range", self.ratio_range, 0, 1)
         _check_between("probability", self.probability, 0, 1)
@@ -96,8 +160,10 @@ class BlockMask:
 
 @dataclass(frozen=True)
 class InverseBlockMask:
-    """All but small squares: {"mask": bool [B, N]}. The defaults are data2vec 2.0's; see
-    `inverse_block_mask`."""
+    """All but small squares: {"mask": bool [B, N], "keep": int64 [B, Nk]}.
+
+    The defaults are data2vec 2.0's; see `inverse_block_mask`.
+    """
 
     grid: Sequence[int]
     ratio: float = 0.8
@@ -105,6 +171,7 @@ class InverseBlockMask:
     adjust: float = 0.07
 
     def __post_init__(self) -> None:
+        _freeze(self, "grid")
         checked_grid(self.grid)
         _check_between("ratio", self.ratio, 0, 1)
         _check_between("block", self.block, 1, min(self.grid))
@@ -114,7 +181,7 @@ class InverseBlockMask:
         mask = inverse_block_mask(
             batch, self.grid, self.ratio, block=self.block, adjust=self.adjust, generator=generator
         )
-        return {"mask": mask}
+        return {"mask": mask, "keep": visible_index(mask)}
 
 
 @dataclass(frozen=True)
@@ -132,6 +199,7 @@ class MultiBlockMask:
     min_keep: int = 10
 
     def __post_init__(self) -> None:
+        _freeze(self, "grid", "target_scale", "target_aspect", "context_scale")
         checked_grid(self.grid)
         _check_between("targets", self.targets, 1, 1000)
         _check_range("target_scale", self.target_scale, 0, 1)
@@ -150,6 +218,12 @@ class MultiBlockMask:
             generator=generator,
         )
         return {"context": context, "targets": targets}
+
+
+def _freeze(maker: object, *fields: str) -> None:
+    """Tuples in the place of the lists that come from a configuration."""
+    for field in fields:
+        object.__setattr__(maker, field, tuple(getattr(maker, field)))
 
 
 def _check_between(name: str, given: float, lowest: float, highest: float) -> None:

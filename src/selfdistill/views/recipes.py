@@ -10,6 +10,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
+from selfdistill.views.masks import MaskMaker, draw_masks
 from selfdistill.views.views import ROLES
 
 ENGINES = ("auto", "batched", "cpu")
@@ -116,9 +119,10 @@ class ViewRecipe:
         crops: what to make.
         engine: "batched" (all samples of a batch at once on the training device: in-memory images of one size), "cpu"
             (sample by sample in the loader's workers: any image file) or "auto" (batched wherever it can).
+        masks: makes patch masks for the student's crops of the size of its first; none by default.
     """
 
-    def __init__(self, crops: Sequence[CropSpec], engine: str = "auto") -> None:
+    def __init__(self, crops: Sequence[CropSpec], engine: str = "auto", masks: MaskMaker | None = None) -> None:
         if not crops:
             raise ValueError("views: crops is empty; give at least one view")
         if engine not in ENGINES:
@@ -127,6 +131,7 @@ class ViewRecipe:
             raise ValueError("views: no view has the role student; give it to one at least")
         self.crops = tuple(crops)
         self.engine = engine
+        self.masks = masks
 
     @property
     def flat(self) -> tuple[CropSpec, ...]:
@@ -137,6 +142,13 @@ class ViewRecipe:
     def roles(self) -> tuple[frozenset[str], ...]:
         """The roles of each view, as `Views.roles`."""
         return tuple(frozenset(spec.roles) for spec in self.flat)
+
+    def draw_masks(self, index: Tensor, *, seed: int, epoch: int) -> dict[str, Tensor]:
+        """`Views.masks` of the batch of samples `index` [B]; to be called where the batch is loaded."""
+        if self.masks is None:
+            return {}
+        sizes = [spec.size for spec in self.flat if "student" in spec.roles]
+        return draw_masks(self.masks, index, sizes.count(sizes[0]), seed=seed, epoch=epoch)
 
     def check_channels(self, channels: int) -> None:
         """Refuse colour operations on images without colours."""

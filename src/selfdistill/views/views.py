@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +21,15 @@ class Views:
     Attributes:
         crops: [B, C, h, w] float32, normalised, in recipe order; sizes may differ from crop to crop.
         roles: for each crop, the networks that see it: a non-empty subset of {"teacher", "student"}.
-        masks: patch masks by name, where the recipe makes them.
+        masks: patch masks by name, where the recipe makes them, for the G student crops of the size of its first (the
+            global ones), each image of each crop with a mask of its own. With N patches in a crop:
+
+            - "mask" [G, B, N] bool, True where masked;
+            - "masked" [M] int64, where "mask" is True, as positions in its flattened form, which is what `Tower` takes
+              as `select`; never empty: without a masked patch it is one position of weight 0;
+            - "masked_weight" [M] float32, 1 / the number of masked patches in the image;
+            - "keep" [G·B, K] int64, the patches that are not masked, from makers that mask equally many everywhere;
+            - "context" [G·B, Nc] and "targets" [G·B, T, Nt] int64, I-JEPA's blocks of patches.
         labels: [B] int64, -1 for none; for evaluation and explicitly supervised objectives only.
         index: [B] int64, the samples' indices in the data set.
     """
@@ -58,6 +67,20 @@ class Views:
         """(student slot, teacher slot) of every crop that both see: the same-view pairs of iBOT and Mean Teacher."""
         return self._pairs(same=True)
 
+    def mask(self, name: str) -> Tensor:
+        """The masks of that name.
+
+        Raises:
+            ValueError: the recipe does not make them.
+        """
+        if name not in self.masks:
+            made = ", ".join(self.masks) or "none"
+            raise ValueError(
+                f"views: this method needs the masks {name!r}, the recipe makes {made}; choose views with them "
+                "(views=ibot, data2vec, msn or ijepa)"
+            )
+        return self.masks[name]
+
     @property
     def batch_size(self) -> int:
         """Number of images."""
@@ -94,19 +117,24 @@ class RawBatch:
         index: [B] int64, the samples' indices in the data set; stays on the CPU, where random parameters are drawn.
         epoch: in which the samples are drawn; it travels with them, since a worker is ahead of the trainer.
         labels: [B] int64, -1 for none.
+        masks: as in `Views`: they are drawn where the batch is loaded.
     """
 
     images: Tensor
     index: Tensor
     epoch: int
     labels: Tensor | None = None
+    masks: dict[str, Tensor] = field(default_factory=dict)
 
     def pin_memory(self) -> RawBatch:
         """A copy in page-locked memory; torch's loaders call this by name."""
-        labels = None if self.labels is None else self.labels.pin_memory()
-        return RawBatch(self.images.pin_memory(), self.index, self.epoch, labels)
+        return self._copied(lambda tensor: tensor.pin_memory())
 
     def to(self, device: torch.device) -> RawBatch:
-        """Images and labels on `device`, without waiting for the copy."""
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        return RawBatch(self.images.to(device, non_blocking=True), self.index, self.epoch, labels)
+        """Images, labels and masks on `device`, without waiting for the copy."""
+        return self._copied(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _copied(self, copy: Callable[[Tensor], Tensor]) -> RawBatch:
+        labels = None if self.labels is None else copy(self.labels)
+        masks = {name: copy(mask) for name, mask in self.masks.items()}
+        return RawBatch(copy(self.images), self.index, self.epoch, labels, masks)

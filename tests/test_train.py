@@ -1,0 +1,176 @@
+"""The command: what it prints and leaves, how it stops, continues and refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+FAST = (
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=3",
+    "trainer.limit_train_batches=4",
+    "evaluation.draws=2",
+    "trainer.log_every_n_steps=2",
+)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "src.train", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A short run to its end: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("a run")
+    done = run(*FAST, f"hydra.run.dir='{folder}/whole'")
+    assert done.returncode == 0, done.stderr
+    return folder / "whole", done.stdout
+
+
+def test_leaves_what_it_says(whole: tuple[Path, str]) -> None:
+    folder, printed = whole
+    assert {p.name for p in folder.iterdir()} >= {"config.yaml", "metrics.csv", "summary.json", "checkpoints"}
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert set(summary["figures"]) == {"trained", "raw_pixels", "initial"}
+    for figures in summary["figures"].values():
+        assert set(figures) == {"knn", "one_shot", "five_shot"}
+        assert all(0 <= value <= 1 for value in figures.values())
+    assert summary["collapse"] is None
+    assert summary["seconds"]["train"] > 0
+    assert summary["optimizer_steps"] == 12
+    for text in ("trained backbone", "raw pixels", "backbone at initialisation", "k-NN", str(folder)):
+        assert text in printed
+    header = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    assert {
+        "train/loss",
+        "teacher/momentum",
+        "optimizer/lr",
+        "val/knn",
+        "monitor/std",
+        "monitor/rank",
+        "monitor/teacher_distance",
+    } <= set(header)
+
+
+def test_the_checkpoint_is_plain_data(whole: tuple[Path, str]) -> None:
+    stored = torch.load(whole[0] / "checkpoints" / "last.ckpt", weights_only=True)
+    assert stored["selfdistill"]["method"] == "BYOL"
+    assert stored["selfdistill"]["config"]["method"]["_target_"] == "selfdistill.methods.BYOL"
+
+
+def equal(a: Any, b: Any, path: str = "") -> None:
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), path
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            equal(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            equal(x, y, f"{path}/{i}")
+    else:
+        assert a == b, path
+
+
+def test_ctrl_c_saves_and_the_run_continues_bit_for_bit(whole: tuple[Path, str], tmp_path: Path) -> None:
+    stopped = tmp_path / "stopped"
+    process = subprocess.Popen(
+        command(*FAST, f"hydra.run.dir='{stopped}'"),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    # the first line is printed when the first epoch ends
+    assert process.stdout.readline().startswith("epoch")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "ckpt_path=" in errors
+    assert "Traceback" not in errors
+    checkpoint = stopped / "checkpoints" / "last.ckpt"
+    assert torch.load(checkpoint, weights_only=True)["global_step"] < 12
+
+    continued = tmp_path / "continued"
+    done = run(*FAST, f"hydra.run.dir='{continued}'", f"ckpt_path='{checkpoint}'")
+    assert done.returncode == 0, done.stderr
+    a = torch.load(whole[0] / "checkpoints" / "last.ckpt", weights_only=True)
+    b = torch.load(continued / "checkpoints" / "last.ckpt", weights_only=True)
+    for part in ("state_dict", "optimizer_states", "global_step", "epoch"):
+        equal(a[part], b[part], part)
+    figures = [json.loads((f / "summary.json").read_text(encoding="utf-8"))["figures"] for f in (whole[0], continued)]
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["method=byol"], "method: 'byol' given"),
+        (["teacher.momentum=2"], "teacher.momentum: 2 given"),
+        (["backbone=timm", "backbone.name=resnet81"], "backbone.name: 'resnet81' given"),
+        (["data.batch_size=5000"], "data.batch_size"),
+        (["data=folder", "data.root=nowhere"], "data.root"),
+        (["ckpt_path=nowhere.ckpt"], "ckpt_path: 'nowhere.ckpt' given, no such file"),
+    ],
+)
+def test_mistakes_end_in_one_line_before_anything_is_made(arguments: list[str], says: str, tmp_path: Path) -> None:
+    folder = tmp_path / "none"
+    done = run(*arguments, f"hydra.run.dir='{folder}'")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not folder.exists()
+
+
+def test_foreign_checkpoints_are_refused(whole: tuple[Path, str], tmp_path: Path) -> None:
+    checkpoint = whole[0] / "checkpoints" / "last.ckpt"
+    garbage, foreign = tmp_path / "garbage.ckpt", tmp_path / "foreign.ckpt"
+    garbage.write_bytes(checkpoint.read_bytes()[:1000])
+    torch.save({"state_dict": {}}, foreign)
+    for path, arguments, says in (
+        (garbage, [], "not a readable checkpoint"),
+        (foreign, [], "not a checkpoint of selfdistill"),
+        (checkpoint, ["method=ema_teacher"], "a checkpoint of BYOL given, this run is EMATeacher"),
+        (checkpoint, ["method.out_dim=32"], "differs between the checkpoint and this run"),
+    ):
+        done = run(*FAST, *arguments, f"ckpt_path='{path}'", f"hydra.run.dir='{tmp_path}/none'")
+        assert done.returncode == 2
+        assert says in done.stderr
+        assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(whole: tuple[Path, str]) -> None:
+    before = (whole[0] / "summary.json").read_bytes()
+    done = run(*FAST, f"hydra.run.dir='{whole[0]}'")
+    assert done.returncode == 2
+    assert "holds a run already" in done.stderr
+    assert (whole[0] / "summary.json").read_bytes() == before
+
+
+def test_untypical_values_warn_and_run(tmp_path: Path) -> None:
+    done = run("debug=fast", "teacher.momentum=0.5", "trainer.accelerator=cpu", f"hydra.run.dir='{tmp_path}/run'")
+    assert done.returncode == 0, done.stderr
+    warned = [line for line in done.stderr.splitlines() if "typical range" in line]
+    assert len(warned) == 1
