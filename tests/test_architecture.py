@@ -19,6 +19,7 @@ LEVELS = [
     {"objectives", "methods"},
     {"callbacks", "evaluation"},
     {"config"},
+    {"checkpoint"},
     {"runner"},
     {"cli"},
 ]

@@ -151,7 +151,7 @@ def test_foreign_checkpoints_are_refused(whole: tuple[Path, str], tmp_path: Path
     torch.save({"state_dict": {}}, foreign)
     for path, arguments, says in (
         (garbage, [], "not a readable checkpoint"),
-        (foreign, [], "not a checkpoint of selfdistill"),
+        (foreign, [], "not a checkpoint of a selfdistill run"),
         (checkpoint, ["method=ema_teacher"], "a checkpoint of BYOL given, this run is EMATeacher"),
         (checkpoint, ["method.out_dim=32"], "differs between the checkpoint and this run"),
     ):
@@ -159,6 +159,26 @@ def test_foreign_checkpoints_are_refused(whole: tuple[Path, str], tmp_path: Path
         assert done.returncode == 2
         assert says in done.stderr
         assert not (tmp_path / "none").exists()
+
+
+def test_another_run_is_a_frozen_teacher(whole: tuple[Path, str], tmp_path: Path) -> None:
+    """Knowledge distillation into another architecture: the teacher is the run's network, and stays it."""
+    checkpoint = whole[0] / "checkpoints" / "last.ckpt"
+    folder = tmp_path / "student"
+    done = run(
+        *FAST,
+        "method=ema_teacher",
+        "backbone=timm",
+        "backbone.name=resnet10t",
+        "teacher=frozen",
+        f"teacher.checkpoint='{checkpoint}'",
+        f"hydra.run.dir='{folder}'",
+    )
+    assert done.returncode == 0, done.stderr
+    source = torch.load(checkpoint, weights_only=True)["state_dict"]
+    state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    teacher = {n.removeprefix("teacher."): v for n, v in state.items() if n.startswith("teacher.")}
+    equal(teacher, {n.removeprefix("student."): v for n, v in source.items() if n.startswith("student.")})
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(whole: tuple[Path, str]) -> None:

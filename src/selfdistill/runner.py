@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-import os
 import sys
 import time
 import warnings
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -31,11 +29,13 @@ from selfdistill.callbacks import (
     TeacherUpdate,
     TrainingInterrupted,
 )
+from selfdistill.checkpoint import checked_checkpoint, read_checkpoint
 from selfdistill.config import UserError, check_values, resolved
 from selfdistill.data import DataModule
 from selfdistill.evaluation.figures import Figures, backbone_figures, figures_table, pixel_figures
 from selfdistill.methods import SelfDistillModule
 from selfdistill.methods.base import NonFiniteLossError
+from selfdistill.teacher import TeacherPolicy
 from selfdistill.views import ViewRecipe
 
 log = logging.getLogger(__name__)
@@ -135,15 +135,29 @@ def build_method(config: DictConfig) -> SelfDistillModule[Any, Any]:
     parts: dict[str, Any] = {"backbone": instantiate(config.backbone)}
     if "divergence" in accepted:
         parts["divergence"] = instantiate(config.divergence)
-    parts["teacher"] = instantiate(config.teacher)
+    parts["teacher"] = build_teacher(config)
     parts["optimizer"] = instantiate(config.optimizer)
-    parts["weights"] = {name: instantiate(value) for name, value in config.weights.items()}
+    parts["weights"] = {
+        name: value if isinstance(value, int | float) else instantiate(value) for name, value in config.weights.items()
+    }
     settings = {key: value for key, value in config.method.items() if key != "paper"}
     # called here, not by Hydra, which would turn the dataclasses among the parts into configs
     module = instantiate(settings, _partial_=True)(**parts)
     if not isinstance(module, SelfDistillModule):
         raise UserError(f"method._target_: {target.__name__} given, allowed is a SelfDistillModule")
     return module
+
+
+def build_teacher(config: DictConfig) -> TeacherPolicy:
+    """The policy of ``config.teacher``; ``teacher.checkpoint`` is the network of another run."""
+    settings = {key: value for key, value in config.teacher.items() if key != "checkpoint"}
+    path = config.teacher.get("checkpoint")
+    if path is None:
+        return instantiate(settings)
+    stored = read_checkpoint("teacher.checkpoint", path)
+    other = build_method(OmegaConf.create(stored["selfdistill"]["config"]))
+    other.load_state_dict(stored["state_dict"])
+    return instantiate(settings, _partial_=True)(network=other.evaluated_tower)
 
 
 def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
@@ -154,39 +168,6 @@ def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
         config.trainer.enable_progress_bar = False  # struct allows it: the key stands in conf/trainer
     stop = GracefulInterrupt(folder / "checkpoints" / "last.ckpt")
     return [*named, shown, TeacherUpdate(), stop]
-
-
-def checked_checkpoint(path: str, module: SelfDistillModule[Any, Any]) -> str:
-    """``path``, once it is known to continue ``module``.
-
-    Raises:
-        UserError: it is missing, unreadable, or of something else; the line says what differs.
-    """
-    if not os.path.isfile(path):
-        raise UserError(f"ckpt_path: {path!r} given, no such file; allowed is <run>/checkpoints/last.ckpt")
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"ckpt_path: {path!r} given, not a readable checkpoint ({reason})") from None
-    ours = stored.get("selfdistill") if isinstance(stored, dict) else None
-    if ours is None:
-        raise UserError(f"ckpt_path: {path!r} given, not a checkpoint of selfdistill")
-    wanted = type(module).__name__
-    if ours["method"] != wanted:
-        raise UserError(f"ckpt_path: a checkpoint of {ours['method']} given, this run is {wanted}")
-    mine, theirs = module.state_dict(), stored["state_dict"]
-    for name in [*mine, *theirs]:
-        if (
-            name not in theirs
-            or name not in mine
-            or getattr(mine[name], "shape", None) != getattr(theirs[name], "shape", None)
-        ):
-            raise UserError(
-                f"ckpt_path: {name!r} differs between the checkpoint and this run; "
-                "use the settings of the run that wrote it (its config.yaml)"
-            )
-    return path
 
 
 @contextmanager

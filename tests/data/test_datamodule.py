@@ -15,6 +15,7 @@ from torch import Tensor
 
 from selfdistill.data import DataModule, Digits, Folder, TensorImages, datamodule
 from selfdistill.views import Augment, CropSpec, RawBatch, ViewRecipe, Views, named_recipe
+from selfdistill.views.masks import BlockMask
 
 CONF = Path(__file__).parents[2] / "conf"
 PLAIN = ViewRecipe([CropSpec(8, Augment(rotate=10, noise=0.1), count=2)])
@@ -78,6 +79,20 @@ def test_views_ignore_the_batch_size() -> None:
             for sample, view in zip(batch.index.tolist(), batch.crops[1], strict=True):
                 torch.testing.assert_close(by_sample.setdefault(sample, view), view, atol=1e-5, rtol=0)
     assert len(by_sample) == 1204
+
+
+def test_both_engines_and_any_number_of_workers_draw_the_same_masks() -> None:
+    crops = [CropSpec(8, Augment(), count=2), CropSpec(4, Augment(), roles=["student"])]
+    first = []
+    for engine, workers in (("batched", 0), ("cpu", 0), ("batched", 2)):
+        recipe = ViewRecipe(crops, engine=engine, masks=BlockMask((4, 4)))
+        module = digits(recipe, num_workers=workers, seed=3)
+        first.append(module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0))
+    for views in first:
+        assert set(views.masks) == {"mask", "masked", "masked_weight"}
+        assert views.masks["mask"].shape == (2, 256, 16)
+        for name, tensor in views.masks.items():
+            assert torch.equal(tensor, first[0].masks[name]), name
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

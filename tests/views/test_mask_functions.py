@@ -9,16 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 
-from selfdistill.views.mask_functions import (
-    block_mask,
-    independent_ratios,
-    inverse_block_mask,
-    mask_counts,
-    multi_block_masks,
-    random_mask,
-    stratified_ratios,
-    visible_index,
-)
+from selfdistill.views.mask_counts import independent_ratios, mask_counts, stratified_ratios, visible_index
+from selfdistill.views.mask_functions import block_mask, inverse_block_mask, multi_block_masks, random_mask
 
 TINY = [(1, 2), (2, 1), (2, 2), (1, 7), (3, 3), (4, 4), (2, 14), (7, 3)]
 

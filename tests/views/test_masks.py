@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import Generator
 
-from selfdistill.views.masks import BlockMask, InverseBlockMask, MultiBlockMask, RandomMask
+from selfdistill.views.masks import (
+    BlockMask,
+    InverseBlockMask,
+    MultiBlockMask,
+    RandomMask,
+    draw_masks,
+    patch_grid,
+)
 
 TINY = [(1, 2), (2, 2), (4, 4), (3, 7)]
 
@@ -107,3 +114,55 @@ def test_seeds_and_pickles(make) -> None:
 def test_bad_settings(build, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+MAKERS = [RandomMask((4, 4), 0.4), BlockMask((4, 4)), InverseBlockMask((4, 4)), MultiBlockMask((4, 4))]
+INDEX = torch.tensor([7, 3, 11, 5])
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: type(make).__name__)
+def test_masks_are_a_function_of_seed_epoch_and_samples(make) -> None:
+    def drawn(index: torch.Tensor = INDEX, seed: int = 1, epoch: int = 2) -> str:
+        masks = draw_masks(make, index, 2, seed=seed, epoch=epoch)
+        return str({name: tensor.tolist() for name, tensor in masks.items()})
+
+    before = torch.random.get_rng_state()
+    first = drawn()
+    assert drawn() == first
+    assert drawn(seed=2) != first
+    assert drawn(epoch=3) != first
+    assert drawn(index=INDEX + 1) != first
+    assert torch.equal(torch.random.get_rng_state(), before), "the global generator is left alone"
+
+
+@pytest.mark.parametrize("make", MAKERS[:3], ids=lambda make: type(make).__name__)
+def test_masked_tokens_of_every_crop(make) -> None:
+    masks = draw_masks(make, torch.arange(6), 2, seed=0, epoch=0)
+    mask = masks["mask"]
+    assert mask.shape == (2, 6, 16)
+    assert not torch.equal(mask[0], mask[1])
+    positions, weights = [], []
+    for crop in range(2):
+        for image in range(6):
+            for patch in range(16):
+                if mask[crop, image, patch]:
+                    positions.append((crop * 6 + image) * 16 + patch)
+                    weights.append(1 / int(mask[crop, image].sum()))
+    assert masks["masked"].tolist() == positions
+    assert masks["masked_weight"].tolist() == pytest.approx(weights)
+    if "keep" in masks:
+        rows = mask.flatten(0, 1)
+        assert [row.tolist() for row in masks["keep"]] == [(~row).nonzero()[:, 0].tolist() for row in rows]
+
+
+def test_nothing_masked_leaves_one_token_without_weight() -> None:
+    masks = draw_masks(BlockMask((4, 4), probability=0.0), torch.arange(3), 1, seed=0, epoch=0)
+    assert not masks["mask"].any()
+    assert masks["masked"].tolist() == [0]
+    assert masks["masked_weight"].tolist() == [0.0]
+
+
+def test_patch_grid() -> None:
+    assert patch_grid(224, 16) == (14, 14)
+    with pytest.raises(ValueError, match="a crop of 8 pixels is no multiple of a patch of 3; change data.image.patch"):
+        patch_grid(8, 3)

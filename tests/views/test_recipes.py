@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -13,7 +14,7 @@ from selfdistill.views import Augment, CropSpec, ViewRecipe, named_recipe
 from selfdistill.views.recipes import RECIPES, dino
 
 CONF = Path(__file__).parents[2] / "conf"
-FACTS = {"image": {"size": 224, "local_size": 96}}
+FACTS = {"image": {"size": 224, "local_size": 96, "patch": 16}}
 
 # name: count, size, area range, jitter (brightness, contrast, saturation, hue), blur, solarize, roles; of the authors'
 # repositories. Common to all: flip 1/2, jitter in 4 of 5, grayscale in 1 of 5, blur of 0.1 to 2 pixels.
@@ -22,11 +23,31 @@ BOTH, STUDENT, TEACHER = {"student", "teacher"}, {"student"}, {"teacher"}
 PUBLISHED: dict[str, list[tuple[Any, ...]]] = {
     "byol": [(1, 224, (0.08, 1), SOFT, 1.0, 0.0, BOTH), (1, 224, (0.08, 1), SOFT, 0.1, 0.2, BOTH)],
     "mocov2": [(1, 224, (0.2, 1), STRONG, 0.5, 0.0, STUDENT), (1, 224, (0.2, 1), STRONG, 0.5, 0.0, TEACHER)],
+    "mocov3": [(1, 224, (0.2, 1), SOFT, 1.0, 0.0, BOTH), (1, 224, (0.2, 1), SOFT, 0.1, 0.2, BOTH)],
     "simsiam": [(2, 224, (0.2, 1), STRONG, 0.5, 0.0, BOTH)],
+    "swav": [
+        (2, 224, (0.14, 1), (0.8, 0.8, 0.8, 0.2), 0.5, 0.0, BOTH),
+        (6, 96, (0.05, 0.14), (0.8, 0.8, 0.8, 0.2), 0.5, 0.0, STUDENT),
+    ],
+    "msn": [
+        (1, 224, (0.3, 1), STRONG, 0.5, 0.0, TEACHER),
+        (1, 224, (0.3, 1), STRONG, 0.5, 0.0, STUDENT),
+        (10, 96, (0.05, 0.3), STRONG, 0.5, 0.0, STUDENT),
+    ],
     "dino": [
         (1, 224, (0.4, 1), SOFT, 1.0, 0.0, BOTH),
         (1, 224, (0.4, 1), SOFT, 0.1, 0.2, BOTH),
         (8, 96, (0.05, 0.4), SOFT, 0.5, 0.0, STUDENT),
+    ],
+    "ibot": [
+        (1, 224, (0.25, 1), SOFT, 1.0, 0.0, BOTH),
+        (1, 224, (0.25, 1), SOFT, 0.1, 0.2, BOTH),
+        (10, 96, (0.05, 0.25), SOFT, 0.5, 0.0, STUDENT),
+    ],
+    "dinov2": [
+        (1, 224, (0.32, 1), SOFT, 1.0, 0.0, BOTH),
+        (1, 224, (0.32, 1), SOFT, 0.1, 0.2, BOTH),
+        (8, 96, (0.05, 0.32), SOFT, 0.5, 0.0, STUDENT),
     ],
 }
 
@@ -49,6 +70,30 @@ def test_published_values(name: str) -> None:
     assert rows == PUBLISHED[name]
 
 
+def test_ressl_teaches_with_a_weak_view() -> None:
+    student, teacher = named_recipe("ressl", 224).crops
+    assert student == named_recipe("mocov2", 224).crops[0]
+    assert teacher == CropSpec(224, Augment(crop_scale=(0.2, 1), flip=0.5), roles=["teacher"])
+
+
+def test_ijepa_only_crops() -> None:
+    assert named_recipe("ijepa", 224).crops == (CropSpec(224, Augment(crop_scale=(0.3, 1))),)
+
+
+def test_published_masks() -> None:
+    index = torch.arange(40)
+    masks = {name: named_recipe(name, 224).draw_masks(index, seed=0, epoch=0) for name in RECIPES}
+    assert {name for name, drawn in masks.items() if drawn} >= {"data2vec", "dinov2", "ibot", "ijepa"}
+    assert (masks["data2vec"]["mask"].sum(-1) == 120).all()
+    ratio = masks["dinov2"]["mask"].float().mean(-1)
+    assert ratio.shape == (2, 40), "a mask of its own for each global crop, none for local ones"
+    assert (ratio > 0).sum() == 40
+    assert 0.1 <= ratio[ratio > 0].min() < ratio.max() <= 0.5
+    assert 0 < (masks["ibot"]["mask"].any(-1)).sum() < 80
+    assert masks["ijepa"]["targets"].shape[:2] == (40, 4)
+    assert masks["ijepa"]["context"].shape[1] >= 10
+
+
 @pytest.mark.parametrize("path", sorted(CONF.glob("**/views/*.yaml")), ids=lambda path: path.stem)
 def test_configs(path: Path) -> None:
     config = OmegaConf.create({"data": FACTS, "views": OmegaConf.load(path)})
@@ -58,7 +103,8 @@ def test_configs(path: Path) -> None:
     assert isinstance(recipe, ViewRecipe)
     assert all(isinstance(spec, CropSpec) and isinstance(spec.augment, Augment) for spec in recipe.crops)
     if path.stem in RECIPES:
-        assert recipe.crops == named_recipe(path.stem, 224).crops
+        named = named_recipe(path.stem, 224)
+        assert (recipe.crops, recipe.masks) == (named.crops, named.masks)
 
 
 def test_recipe_survives_instantiation_as_an_argument() -> None:
@@ -106,7 +152,7 @@ def test_bad_specs() -> None:
         ViewRecipe([])
     with pytest.raises(ValueError, match="engine='gpu'.*auto, batched, cpu"):
         ViewRecipe([CropSpec(8, Augment())], engine="gpu")
-    with pytest.raises(ValueError, match="views='nope'.*byol, dino, mocov2, simsiam"):
+    with pytest.raises(ValueError, match="views='nope'.*byol, .*simsiam"):
         named_recipe("nope", 32)
     with pytest.raises(ValueError, match="1 channel"):
         named_recipe("byol", 32).check_channels(1)

@@ -64,6 +64,22 @@ def test_raw_batch_keeps_its_index_on_the_cpu() -> None:
     assert moved.epoch == 1
 
 
+def test_raw_batch_takes_its_masks_along() -> None:
+    batch = RawBatch(torch.zeros(2, 1, 4, 4), torch.arange(2), epoch=1, masks={"mask": torch.zeros(2, 2, 4)})
+    assert batch.to(torch.device("meta")).masks["mask"].device.type == "meta"
+
+
+def test_masks_of_the_students_crops() -> None:
+    crops = [torch.zeros(3, 1, size, size) for size in (4, 4, 2, 2)]
+    batch = Views(crops, (BOTH, BOTH, STUDENT, STUDENT), masks={"mask": torch.rand(2, 3, 4) < 0.5})
+    first, second, *local = batch.student_masks
+    assert torch.equal(first, batch.masks["mask"][0])  # type: ignore[arg-type]
+    assert torch.equal(second, batch.masks["mask"][1])  # type: ignore[arg-type]
+    assert local == [None, None]
+    with pytest.raises(ValueError, match="needs the masks 'keep', the recipe makes mask; choose views"):
+        batch.mask("keep")
+
+
 @pytest.mark.parametrize(("crops", "roles"), [(0, 0), (1, 2)])
 def test_refused(crops: int, roles: int) -> None:
     with pytest.raises(ValueError, match="views:"):

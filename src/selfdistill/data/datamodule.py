@@ -16,7 +16,7 @@ from selfdistill.data.sources import SPLITS, Source, Split
 from selfdistill.distributed import world_size
 from selfdistill.views.augment import ViewBatches, centre
 from selfdistill.views.augment_batched import as_float, batched_views, normalize
-from selfdistill.views.recipes import ViewRecipe
+from selfdistill.views.specs import ViewRecipe
 from selfdistill.views.views import RawBatch
 
 

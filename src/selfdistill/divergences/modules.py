@@ -119,8 +119,8 @@ class _SoftmaxDivergence(Divergence):
         self, student_temperature: float | Schedule = 1.0, teacher_temperature: float | Schedule = 1.0
     ) -> None:
         super().__init__()
-        self.student_temperature = _as_temperature("student_temperature", student_temperature)
-        self.teacher_temperature = _as_temperature("teacher_temperature", teacher_temperature)
+        self.student_temperature = as_temperature("student_temperature", student_temperature)
+        self.teacher_temperature = as_temperature("teacher_temperature", teacher_temperature)
 
     def temperatures(self, clock: Clock | None) -> dict[str, float]:
         """Both temperatures now, by the names that the functions give them."""
@@ -247,7 +247,12 @@ def as_divergence(value: Divergence | Callable[[Tensor, Tensor], Tensor]) -> Div
     return FunctionDivergence(value)
 
 
-def _as_temperature(name: str, value: float | Schedule) -> Schedule:
+def as_temperature(name: str, value: float | Schedule) -> Schedule:
+    """A schedule from a number > 0 or a schedule.
+
+    Raises:
+        ValueError: a number out of range; `name` names it.
+    """
     if not isinstance(value, Schedule):
         functional.check_positive(name, value)
     return as_schedule(value)

@@ -131,16 +131,16 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
 
     # what methods use --------------------------------------------------------------------------------
 
-    def compare(self, divergence: Divergence, predictions: Outputs, targets: Outputs) -> Tensor:
-        """Mean of ``divergence`` over ``predictions.pairs`` and images, in float32.
-
-        Raises:
-            ValueError: no pair, as with a single view where two are compared.
-        """
+    def paired(self, predictions: Outputs, targets: Outputs) -> tuple[Tensor, Tensor]:
+        """Projections of both sides, ``[pairs, B, P]``, as ``predictions.pairs`` joins them; ValueError without."""
         if not predictions.pairs:
             raise ValueError("views: no pair of crops to compare; choose a recipe with two views or more")
         student = torch.stack([predictions.projections[s] for s, _ in predictions.pairs])
-        teacher = torch.stack([targets.projections[t] for _, t in predictions.pairs])
+        return student, torch.stack([targets.projections[t] for _, t in predictions.pairs])
+
+    def compare(self, divergence: Divergence, predictions: Outputs, targets: Outputs) -> Tensor:
+        """Mean of ``divergence`` over pairs and images, in float32, without gradient to ``targets``."""
+        student, teacher = self.paired(predictions, targets)
         return divergence(student.flatten(0, 1), teacher.detach().flatten(0, 1), self.clock).mean()
 
     # what the base alone does ------------------------------------------------------------------------
@@ -222,8 +222,9 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
 
     def effective_batch_size(self) -> int | None:
         """Images of one optimizer step over all processes; None where the loader does not say."""
-        loader: Any = self.trainer.datamodule or self.trainer.train_dataloader  # type: ignore[attr-defined]
-        size = getattr(loader, "batch_size", None)
+        _ = self.trainer.estimated_stepping_batches  # has the side effect of setting the loader up
+        loader: Any = self.trainer.train_dataloader
+        size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "sampler", None), "batch_size", None)
         if size is None:
             return None
         return int(size) * self.trainer.accumulate_grad_batches * self.trainer.world_size

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from selfdistill.divergences import Divergence, NormalizedL2, as_divergence
 from selfdistill.heads import MLP
-from selfdistill.heads.mlp import Norm
 from selfdistill.methods.base import Outputs, SelfDistillModule
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.optim import OptimizerRecipe
@@ -28,9 +27,6 @@ class BYOL(SelfDistillModule[Outputs, Outputs]):
         backbone: a timm name, a :class:`Backbone` or any ``nn.Module``.
         hidden_dim: width of the hidden layer of projector and predictor.
         out_dim: P, width of the projections.
-        output_norm: norm after the projector's last layer; the paper has none. On small data without it
-            the common mean of the projections wins and they collapse; ``"batch_affine_free"`` (as in
-            SimSiam and MoCo v3) takes it away.
         divergence: D between prediction and target ``[N, P]``; the paper's by default.
         teacher: the teacher's policy.
         optimizer: the recipe.
@@ -46,7 +42,6 @@ class BYOL(SelfDistillModule[Outputs, Outputs]):
         *,
         hidden_dim: int = 4096,
         out_dim: int = 256,
-        output_norm: Norm | None = None,
         divergence: Divergence | Callable[[Tensor, Tensor], Tensor] | None = None,
         teacher: TeacherPolicy | None = None,
         optimizer: OptimizerRecipe | None = None,
@@ -54,7 +49,7 @@ class BYOL(SelfDistillModule[Outputs, Outputs]):
         objectives: Mapping[str, nn.Module] | None = None,
     ) -> None:
         backbone = as_backbone(backbone)
-        projector = MLP(backbone.dim, hidden_dim, out_dim, output_bias=False, output_norm=output_norm)
+        projector = MLP(backbone.dim, hidden_dim, out_dim, output_bias=False)
         super().__init__(
             Tower(backbone, projector),
             teacher=teacher or TeacherPolicy.ema(0.99, 1.0, mode="train"),

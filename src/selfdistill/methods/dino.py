@@ -10,42 +10,45 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.divergences import CrossEntropy, Divergence, as_divergence, fused_cross_entropy
+from selfdistill.divergences.modules import as_temperature
 from selfdistill.heads import DINOHead
 from selfdistill.heads.mlp import Norm
 from selfdistill.methods.base import Outputs, SelfDistillModule
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.optim import OptimizerRecipe
-from selfdistill.schedules import LinearSchedule, Schedule, as_schedule
+from selfdistill.schedules import LinearSchedule, Schedule
 from selfdistill.targets import Center, sinkhorn
 from selfdistill.teacher import TeacherPolicy
 from selfdistill.views import Views
 
 _WARM_UP = LinearSchedule(0.04, 0.07, "30 epochs")
+_ADAMW = OptimizerRecipe(
+    "adamw", 5e-4, weight_decay=0.04, weight_decay_end=0.4, scaling="linear", warmup="10 epochs", lr_end=1e-6,
+    clip=3.0, clip_mode="parameter", freeze={"last_layer": "1 epochs"},
+)  # fmt: skip
 
 
 class DINO(SelfDistillModule[Outputs, Outputs]):
     """Self-distillation with no labels (arXiv 2104.14294).
 
-    ``L = mean over v ≠ g of −Σ_k p_g,k log p_v,k`` (equation 3), p_g = softmax((t_g − c)/τ_t) for the crops g that
-    the teacher sees, p_v = softmax(s_v/τ_s) for all crops v; c ← m·c + (1 − m)·mean(t) (equation 4) after the
-    step. ``centering="sinkhorn"`` takes p_g from Sinkhorn-Knopp at τ_t instead, over all these crops together
-    (arXiv 2304.07193). Defaults are those for a ViT-S/16; drop path .1 is the backbone's to have.
+    ``L = mean over v ≠ g of −Σ_k p_gk log p_vk`` (equation 3): p_g = softmax((t_g − c)/τ_t) for the crops g of the
+    teacher, p_v = softmax(s_v/τ_s) for all crops v of the student; c ← m·c + (1 − m)·mean(t) (equation 4) after
+    each step. Defaults are those for ViT-S/16, but for its drop path of .1, which is the backbone's to have.
 
     Args:
         backbone: a timm name, a :class:`Backbone` or any ``nn.Module``.
         hidden_dim: width of the head's hidden layers.
         bottleneck_dim: width of what the prototypes see.
         prototypes: K, number of logits.
-        head_norm: norm in the head; ``"batch"`` is an option of the paper for convolutional networks.
-        norm_last_layer: keep the prototypes at length 1; False learns the length of each, which the paper does
-            for ViT-S and calls unstable for larger ones.
+        head_norm: norm in the head; ``"batch"`` is the paper's option for convolutional networks.
+        norm_last_layer: keep prototypes at length 1; False learns their lengths (the paper: for ViT-S only).
         student_temperature: τ_s.
-        teacher_temperature: τ_t; above .07 training is unstable.
-        centering: what keeps one prototype from taking all.
+        teacher_temperature: τ_t; unstable above .07.
+        centering: ``center``, or ``sinkhorn``: p_g are Sinkhorn-Knopp codes of all t_g at τ_t (arXiv 2304.07193).
         center_momentum: m.
         sinkhorn_iterations: of Sinkhorn-Knopp.
-        divergence: between s_v/τ_s and the sharpened target's logits; cross-entropy by default, which alone is
-            computed without keeping ``[V, B, K]`` of probabilities. Its own temperatures multiply τ_s and τ_t.
+        divergence: of s_v/τ_s from the logits of p_g. Cross-entropy, the default, is the one that keeps no
+            ``[V, B, K]`` of probabilities. Its own temperatures multiply τ_s and τ_t.
         teacher: the teacher's policy.
         optimizer: the recipe.
         weights: of the terms (``distill``).
@@ -82,43 +85,26 @@ class DINO(SelfDistillModule[Outputs, Outputs]):
         divergence = as_divergence(divergence or CrossEntropy())
         if divergence.domain != "logits":
             raise ValueError(
-                f"divergence: {type(divergence).__name__} given, which compares features; DINO compares logits of "
+                f"divergence: {type(divergence).__name__} given, which is for features; DINO compares logits of "
                 "prototypes: choose cross_entropy, kl, kl_reverse or js"
             )
         backbone = as_backbone(backbone)
         head = DINOHead(
-            backbone.dim,
-            hidden_dim=hidden_dim,
-            bottleneck_dim=bottleneck_dim,
-            prototypes=prototypes,
-            norm=head_norm,
-            trainable_scale=not norm_last_layer,
-        )
-        recipe = OptimizerRecipe(
-            "adamw",
-            5e-4,
-            weight_decay=0.04,
-            weight_decay_end=0.4,
-            scaling="linear",
-            warmup="10 epochs",
-            lr_end=1e-6,
-            clip=3.0,
-            clip_mode="parameter",
-            freeze={"last_layer": "1 epochs"},
-        )
+            backbone.dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, prototypes=prototypes,
+            norm=head_norm, trainable_scale=not norm_last_layer,
+        )  # fmt: skip
         super().__init__(
             Tower(backbone, head),
             teacher=teacher or TeacherPolicy.ema(0.996, 1.0, mode="train"),
-            optimizer=optimizer or recipe,
+            optimizer=optimizer or _ADAMW,
             weights=weights,
             objectives=objectives,
         )
-        self.student_temperature = as_schedule(student_temperature)
-        self.teacher_temperature = as_schedule(teacher_temperature)
+        self.student_temperature = as_temperature("method.student_temperature", student_temperature)
+        self.teacher_temperature = as_temperature("method.teacher_temperature", teacher_temperature)
         self.center = Center(prototypes, center_momentum) if centering == "center" else None
         self.sinkhorn_iterations = sinkhorn_iterations
         self.divergence = divergence
-        self._last_layer = [p for n, p in self.student.head.named_parameters() if n.startswith("last_layer.")]
 
     def targets(self, views: Views) -> Outputs:
         features, logits = self.teaching_tower(views.teacher)
@@ -129,35 +115,27 @@ class DINO(SelfDistillModule[Outputs, Outputs]):
         return Outputs(logits, features.pooled, views.pairs)
 
     def terms(self, predictions: Outputs, targets: Outputs) -> dict[str, Tensor]:
-        sharpened = self._sharpen(targets.projections)
+        student, teacher = predictions.projections, self._sharpened(targets.projections)
         temperature = self.student_temperature(self.clock)
         if isinstance(self.divergence, CrossEntropy):
             own = self.divergence.temperatures(self.clock)
-            loss = fused_cross_entropy(
-                predictions.projections,
-                sharpened,
-                student_temperature=temperature * own["student_temperature"],
-                teacher_temperature=own["teacher_temperature"],
-                pairs=predictions.pairs,
-            )
-        else:
-            logits = predictions.projections.to(sharpened.dtype) / temperature
-            scaled = replace(predictions, projections=logits), replace(targets, projections=sharpened)
-            loss = self.compare(self.divergence, *scaled)
-        return {"distill": loss}
+            own["student_temperature"] *= temperature
+            return {"distill": fused_cross_entropy(student, teacher, pairs=predictions.pairs, **own)}
+        scaled = replace(predictions, projections=student.to(teacher.dtype) / temperature)
+        return {"distill": self.compare(self.divergence, scaled, replace(targets, projections=teacher))}
 
     def observe(self, predictions: Outputs, targets: Outputs) -> None:
         if self.center is not None:
             self.center.observe(targets.projections)
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
-        return {"last_layer": self._last_layer}
+        return {"last_layer": list(self.student.head.get_submodule("last_layer").parameters())}
 
-    def _sharpen(self, logits: Tensor) -> Tensor:
+    def _sharpened(self, logits: Tensor) -> Tensor:
         """``[G, B, K]``, whose softmax is the target."""
         temperature = self.teacher_temperature(self.clock)
         if self.center is not None:
             return self.center(logits) / temperature
         codes = sinkhorn(logits.flatten(0, 1), epsilon=temperature, iterations=self.sinkhorn_iterations)
-        # of a probability that underflowed the logarithm must stay a number
+        # a code may underflow; the logarithm has to stay a number
         return codes.clamp_min(torch.finfo(codes.dtype).tiny).log().view_as(logits)

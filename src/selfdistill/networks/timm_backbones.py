@@ -59,10 +59,7 @@ class TimmViT(Backbone):
         taps: dict[int, Tensor] = {}
         checkpointing = self.model.grad_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.model.blocks):
-            if checkpointing:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if checkpointing else block(x)
             if i in wanted:
                 taps[i] = x[:, prefix:]
         x = self.model.norm(x)
@@ -114,10 +111,11 @@ def build_backbone(
     drop_path: float = 0.0,
     pretrained: bool = False,
 ) -> Backbone:
-    """A backbone by name: ``small_cnn`` or any timm model.
+    """A backbone by name: ``small_cnn``, ``small_vit`` or any timm model.
 
     Args:
-        name: ``small_cnn``, ``resnet18``, ``vit_tiny_patch16_224``, … (``timm.list_models()``).
+        name: ``small_cnn``, ``small_vit`` (4 blocks of 128 features), ``resnet18``, ``vit_tiny_patch16_224``, …
+            (``timm.list_models()``).
         channels: C of the images.
         image_size: the size of the global crops in pixels; used by vision transformers for their
             position embedding (which is interpolated for other crop sizes). None keeps the model's own.
@@ -137,10 +135,23 @@ def build_backbone(
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
+    if name == "small_vit":
+        small: nn.Module = VisionTransformer(
+            img_size=image_size or 32,
+            patch_size=patch_size or 4,
+            in_chans=channels,
+            num_classes=0,
+            embed_dim=128,
+            depth=4,
+            num_heads=4,
+            drop_path_rate=drop_path,
+            dynamic_img_size=True,
+        )
+        return TimmViT(small)
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, ["small_cnn", *timm.list_models()], n=3)
+        near = difflib.get_close_matches(name, ["small_cnn", "small_vit", *timm.list_models()], n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ValueError(f"backbone.name: {name!r} given, allowed is small_cnn or a timm model{hint}")
+        raise ValueError(f"backbone.name: {name!r} given, allowed is small_cnn, small_vit or a timm model{hint}")
     arguments: dict[str, Any] = {"num_classes": 0, "in_chans": channels, "pretrained": pretrained}
     if drop_path:
         arguments["drop_path_rate"] = drop_path

@@ -3,7 +3,8 @@
 from selfdistill.views.augment import ViewBatches
 from selfdistill.views.augment_batched import batched_views
 from selfdistill.views.loader import ViewLoader
-from selfdistill.views.recipes import Augment, CropSpec, ViewRecipe, named_recipe
+from selfdistill.views.recipes import named_recipe
+from selfdistill.views.specs import Augment, CropSpec, ViewRecipe
 from selfdistill.views.views import RawBatch, Views
 
 __all__ = [

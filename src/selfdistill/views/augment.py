@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from selfdistill.views.augment_batched import as_float, normalize, resample
 from selfdistill.views.colour import blur_radius
 from selfdistill.views.parameters import FACTORS, Parameters, draw
-from selfdistill.views.recipes import CropSpec, ViewRecipe
+from selfdistill.views.specs import CropSpec, ViewRecipe
 from selfdistill.views.views import Views
 
 if TYPE_CHECKING:

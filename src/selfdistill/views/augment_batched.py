@@ -16,7 +16,7 @@ from torch import Tensor
 
 from selfdistill.views import colour
 from selfdistill.views.parameters import FACTORS, Parameters, draw
-from selfdistill.views.recipes import Augment, ViewRecipe
+from selfdistill.views.specs import Augment, ViewRecipe
 from selfdistill.views.views import RawBatch, Views
 
 # The colour operations, in the order of the columns of `Parameters.factors`.

@@ -10,7 +10,8 @@ import torch
 from selfdistill.data.images import IMAGENET_MEAN, IMAGENET_STD
 from selfdistill.data.sampler import ResumableBatchSampler, ResumableLoader
 from selfdistill.views.augment import ViewBatches
-from selfdistill.views.recipes import ViewRecipe, named_recipe
+from selfdistill.views.recipes import named_recipe
+from selfdistill.views.specs import ViewRecipe
 
 
 class ViewLoader(ResumableLoader):
@@ -20,7 +21,7 @@ class ViewLoader(ResumableLoader):
 
     Args:
         dataset: map-style; gives (image, label) or image, the image a PIL one or a uint8 [C, H, W] tensor.
-        views: name of a published recipe ("byol", "dino", "mocov2", "simsiam") or a recipe.
+        views: name of a published recipe ("byol", "dino", …: the keys of `RECIPES`) or a recipe.
         batch_size: samples a batch and process.
         size: side of the (global) views in pixels; only for a named recipe.
         num_workers: processes that make views; 0 makes them in the training process.

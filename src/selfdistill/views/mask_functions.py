@@ -16,17 +16,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-__all__ = [
-    "block_mask",
-    "checked_grid",
-    "independent_ratios",
-    "inverse_block_mask",
-    "mask_counts",
-    "multi_block_masks",
-    "random_mask",
-    "stratified_ratios",
-    "visible_index",
-]
+from selfdistill.views.mask_counts import checked_grid, mask_counts
+
+__all__ = ["block_mask", "inverse_block_mask", "multi_block_masks", "random_mask"]
 
 # Float32 holds one binary digit a block exactly up to 24 blocks; 16 reach the count of nearly all images.
 _BLOCKS = 16
@@ -220,68 +212,6 @@ def multi_block_masks(
     return torch.from_numpy(_lowest(keys, shortest)).nonzero()[:, 1].view(batch, -1), target_index
 
 
-def stratified_ratios(
-    batch: int, low: float, high: float, probability: float, *, generator: Generator | None = None
-) -> Tensor:
-    """Mask ratios spread evenly over [low, high] within the batch (DINOv2, arXiv 2304.07193).
-
-    `floor(batch * probability)` images, but at least one, are masked: [low, high] is cut into as many equal
-    strata and each gives one ratio. The others have ratio 0. The order is random.
-
-    Returns:
-        float32 [B].
-    """
-    masked = max(1, int(batch * probability)) if probability > 0 else 0
-    edges = torch.linspace(low, high, masked + 1)
-    ratios = torch.zeros(batch)
-    ratios[:masked] = torch.lerp(edges[:-1], edges[1:], torch.rand(masked, generator=generator))
-    return ratios[torch.randperm(batch, generator=generator)]
-
-
-def independent_ratios(
-    batch: int, low: float, high: float, probability: float, *, generator: Generator | None = None
-) -> Tensor:
-    """Mask ratios drawn for each image alone (iBOT, arXiv 2111.07832).
-
-    Uniform in [low, high] with `probability`, otherwise 0. A small batch may come out without a single masked
-    image; `stratified_ratios` cannot.
-
-    Returns:
-        float32 [B].
-    """
-    draw = torch.rand(2, batch, generator=generator)
-    return torch.where(draw[0] < probability, low + (high - low) * draw[1], 0.0)
-
-
-def mask_counts(ratios: Tensor, grid: Sequence[int], *, min_masked: int = 1) -> Tensor:
-    """Turns ratios [B] in [0, 1] into numbers of masked patches, int64 [B].
-
-    A ratio of 0 gives 0; any other the nearest whole number, within [min_masked, N - 1].
-    """
-    height, width = checked_grid(grid)
-    if len(ratios) and not 0 <= float(ratios.min()) <= float(ratios.max()) <= 1:
-        raise ValueError(f"ratios: got {ratios.tolist()}, allowed are numbers in [0, 1]")
-    patches = height * width
-    counts = (ratios.double() * patches).round().long().clamp(min=min_masked).clamp(max=patches - 1)
-    return torch.where(ratios > 0, counts, 0)
-
-
-def visible_index(mask: Tensor) -> Tensor:
-    """Indices of the patches that are not masked, ascending: bool [B, N] -> int64 [B, Nv].
-
-    Raises:
-        ValueError: the images have different numbers of masked patches.
-    """
-    visible = ~mask
-    counts = visible.sum(1)
-    if (counts != counts[:1]).any():
-        raise ValueError(
-            f"mask: got rows with {int(counts.min())} to {int(counts.max())} visible patches, allowed is the"
-            " same number in all rows; use one ratio for the whole batch"
-        )
-    return visible.nonzero()[:, 1].view(len(mask), -1)
-
-
 def _random_keys(batch: int, grid: Sequence[int], generator: Generator | None) -> NDArray[np.int64]:
     """Random integers below 2^62, all different within a row: [B, N]."""
     patches = math.prod(grid)
@@ -330,13 +260,3 @@ def _place(size: tuple[int, int], grid: Sequence[int], shape: tuple[int, ...], g
     left = torch.randint(width - columns + 1, shape, generator=generator)
     inside = (torch.arange(rows)[:, None] * width + torch.arange(columns)).flatten()
     return (top * width + left)[..., None] + inside
-
-
-def checked_grid(grid: Sequence[int]) -> tuple[int, int]:
-    """(height, width), or a ValueError that names the argument."""
-    if len(grid) != 2 or min(grid) < 1 or math.prod(grid) < 2:
-        raise ValueError(
-            f"grid: got {tuple(grid)}, allowed is (height, width) in patches, with at least 2 patches;"
-            " use a smaller patch size or a larger image"
-        )
-    return grid[0], grid[1]

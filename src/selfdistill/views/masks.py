@@ -12,17 +12,14 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from selfdistill.views.mask_functions import (
-    block_mask,
+from selfdistill.views.mask_counts import (
     checked_grid,
     independent_ratios,
-    inverse_block_mask,
     mask_counts,
-    multi_block_masks,
-    random_mask,
     stratified_ratios,
     visible_index,
 )
+from selfdistill.views.mask_functions import block_mask, inverse_block_mask, multi_block_masks, random_mask
 from selfdistill.views.randomness import bits, key
 
 __all__ = [

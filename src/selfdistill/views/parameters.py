@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.views.randomness import key, normal, uniform
-from selfdistill.views.recipes import Augment
+from selfdistill.views.specs import Augment
 
 # Attempts at a crop that fits before the central one is taken: torchvision's RandomResizedCrop makes as many.
 _ATTEMPTS = 10

@@ -1,176 +1,12 @@
-"""Recipes: what views to make, as plain data that both engines execute.
-
-`Augment` is one distribution over transformations, `CropSpec` a number of views drawn from it and who sees them,
-`ViewRecipe` the list of them. The published recipes stand below, named as in `ViewLoader` and `conf/views/`.
-"""
+"""The published recipes of views, named as in `ViewLoader` and `conf/views/`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
-from torch import Tensor
-
-from selfdistill.views.masks import MaskMaker, draw_masks
-from selfdistill.views.views import ROLES
-
-ENGINES = ("auto", "batched", "cpu")
-INTERPOLATIONS = ("bilinear", "bicubic")
-
-
-@dataclass(frozen=True)
-class Augment:
-    """A distribution over image transformations, drawn anew for every sample and view, in the order of the attributes.
-
-    Every default leaves the image as it is. Probabilities lie in [0, 1]; colour operations work on values in [0, 1].
-
-    Attributes:
-        crop_scale: area of the random resized crop as a share of the image (low, high); null keeps the whole image.
-        crop_ratio: width / height of that crop (low, high), drawn log-uniformly.
-        interpolation: "bilinear" or "bicubic", of every resampling (antialiased where it shrinks).
-        flip: probability of a horizontal flip.
-        rotate: greatest rotation, degrees, either way.
-        shift: greatest translation along each axis as a share of the side, either way.
-        zoom: magnification (low, high).
-        shear: greatest horizontal shear, degrees, either way.
-        jitter: probability of the four colour operations below, in random order.
-        brightness, contrast, saturation: greatest relative change; the factor is uniform in [1 - x, 1 + x].
-        hue: greatest hue change as a share of the colour circle, either way, at most 0.5.
-        grayscale: probability of dropping the colours.
-        blur: probability of a Gaussian blur.
-        blur_sigma: its standard deviation in pixels of the view (low, high).
-        solarize: probability of inverting all values from one half up.
-        noise: standard deviation of the Gaussian noise added to values in [0, 1].
-    """
-
-    crop_scale: Sequence[float] | None = None
-    crop_ratio: Sequence[float] = (3 / 4, 4 / 3)
-    interpolation: str = "bilinear"
-    flip: float = 0.0
-    rotate: float = 0.0
-    shift: float = 0.0
-    zoom: Sequence[float] = (1.0, 1.0)
-    shear: float = 0.0
-    jitter: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    grayscale: float = 0.0
-    blur: float = 0.0
-    blur_sigma: Sequence[float] = (0.1, 2.0)
-    solarize: float = 0.0
-    noise: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
-            _require(name, getattr(self, name), 0.0, 1.0)
-        for name in ("brightness", "contrast", "saturation", "shift"):
-            _require(name, getattr(self, name), 0.0, 1.0)
-        _require("hue", self.hue, 0.0, 0.5)
-        _require("rotate", self.rotate, 0.0, 180.0)
-        _require("shear", self.shear, 0.0, 89.0)
-        _require("noise", self.noise, 0.0, float("inf"))
-        for name, high in (("crop_scale", 1.0), ("crop_ratio", None), ("zoom", None), ("blur_sigma", None)):
-            limits = getattr(self, name)
-            if limits is not None:
-                object.__setattr__(self, name, _limits(name, limits, high))
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"views: interpolation={self.interpolation!r} is not known; allowed: {', '.join(INTERPOLATIONS)}"
-            )
-
-    @property
-    def warps(self) -> bool:
-        """Whether it moves pixels in another way than crop and flip."""
-        return bool(self.rotate or self.shift or self.shear) or tuple(self.zoom) != (1.0, 1.0)
-
-    @property
-    def needs_colour(self) -> bool:
-        """Whether an operation has no meaning on a single channel."""
-        return self.saturation > 0 or self.hue > 0 or self.grayscale > 0
-
-
-@dataclass(frozen=True)
-class CropSpec:
-    """`count` views of `size`² pixels drawn from one `augment`, each seen by the networks in `roles`."""
-
-    size: int
-    augment: Augment
-    count: int = 1
-    roles: Collection[str] = ROLES
-
-    def __post_init__(self) -> None:
-        _require("size", self.size, 1, float("inf"))
-        _require("count", self.count, 1, float("inf"))
-        unknown = [role for role in self.roles if role not in ROLES]
-        if unknown or not self.roles:
-            raise ValueError(f"views: roles={list(self.roles)}; give at least one of {', '.join(ROLES)}")
-        object.__setattr__(self, "roles", frozenset(self.roles))
-
-
-class ViewRecipe:
-    """The views of one sample, in order.
-
-    Not a dataclass: Hydra would hand it on as a config of itself.
-
-    Args:
-        crops: what to make.
-        engine: "batched" (all samples of a batch at once on the training device: in-memory images of one size), "cpu"
-            (sample by sample in the loader's workers: any image file) or "auto" (batched wherever it can).
-        masks: makes patch masks for the student's crops of the size of its first; none by default.
-    """
-
-    def __init__(self, crops: Sequence[CropSpec], engine: str = "auto", masks: MaskMaker | None = None) -> None:
-        if not crops:
-            raise ValueError("views: crops is empty; give at least one view")
-        if engine not in ENGINES:
-            raise ValueError(f"views: engine={engine!r} is not known; allowed: {', '.join(ENGINES)}")
-        if not any("student" in spec.roles for spec in crops):
-            raise ValueError("views: no view has the role student; give it to one at least")
-        self.crops = tuple(crops)
-        self.engine = engine
-        self.masks = masks
-
-    @property
-    def flat(self) -> tuple[CropSpec, ...]:
-        """One spec a view, the counts spelt out."""
-        return tuple(spec for spec in self.crops for _ in range(spec.count))
-
-    @property
-    def roles(self) -> tuple[frozenset[str], ...]:
-        """The roles of each view, as `Views.roles`."""
-        return tuple(frozenset(spec.roles) for spec in self.flat)
-
-    def draw_masks(self, index: Tensor, *, seed: int, epoch: int) -> dict[str, Tensor]:
-        """`Views.masks` of the batch of samples `index` [B]; to be called where the batch is loaded."""
-        if self.masks is None:
-            return {}
-        sizes = [spec.size for spec in self.flat if "student" in spec.roles]
-        return draw_masks(self.masks, index, sizes.count(sizes[0]), seed=seed, epoch=epoch)
-
-    def check_channels(self, channels: int) -> None:
-        """Refuse colour operations on images without colours."""
-        if channels == 1 and any(spec.augment.needs_colour for spec in self.crops):
-            raise ValueError(
-                "views change colours (saturation, hue or grayscale), but the images have 1 channel; "
-                "set those to 0, or choose views without them"
-            )
-
-
-def _require(name: str, value: Any, low: float, high: float) -> None:
-    if not low <= value <= high:
-        allowed = f"in [{low}, {high}]" if high != float("inf") else f"at least {low}"
-        raise ValueError(f"views: {name}={value} is not allowed; it must be {allowed}")
-
-
-def _limits(name: str, limits: Sequence[float], high: float | None) -> tuple[float, float]:
-    if len(limits) != 2 or not 0 < limits[0] <= limits[1] or (high is not None and limits[1] > high):
-        bound = "" if high is None else f" <= {high}"
-        raise ValueError(f"views: {name}={list(limits)} is not allowed; give [low, high] with 0 < low <= high{bound}")
-    return float(limits[0]), float(limits[1])
-
+from selfdistill.views.masks import BlockMask, MultiBlockMask, RandomMask, patch_grid
+from selfdistill.views.specs import Augment, CropSpec, ViewRecipe
 
 # MoCo v2's view (arXiv 2003.04297; moco/main_moco.py with --aug-plus), which SimSiam took over (arXiv 2011.10566).
 _MOCO_V2 = Augment(
@@ -198,6 +34,18 @@ def mocov2(size: int) -> ViewRecipe:
     return ViewRecipe((CropSpec(size, _MOCO_V2, roles=("student",)), CropSpec(size, _MOCO_V2, roles=("teacher",))))
 
 
+def mocov3(size: int) -> ViewRecipe:
+    """MoCo v3's views (arXiv 2104.02057): BYOL's, but never smaller than a fifth of the image."""
+    first = replace(_MOCO_V2, saturation=0.2, blur=1.0)
+    return ViewRecipe((CropSpec(size, first), CropSpec(size, replace(first, blur=0.1, solarize=0.2))))
+
+
+def ressl(size: int) -> ViewRecipe:
+    """ReSSL's views (arXiv 2107.09282): MoCo v2's for the student, a mere crop and flip for the teacher."""
+    weak = Augment(crop_scale=(0.2, 1.0), flip=0.5)
+    return ViewRecipe((CropSpec(size, _MOCO_V2, roles=("student",)), CropSpec(size, weak, roles=("teacher",))))
+
+
 def simsiam(size: int) -> ViewRecipe:
     """SimSiam's views (arXiv 2011.10566): two alike, each the target of the other."""
     return ViewRecipe((CropSpec(size, _MOCO_V2, count=2),))
@@ -211,16 +59,107 @@ def dino(size: int, local_size: int | None = None, local_count: int = 8) -> View
         local_size: side of the local views; the paper's 96 at 224, in proportion elsewhere.
         local_count: number of local views.
     """
-    first = replace(_BYOL, crop_scale=(0.4, 1.0))
-    second = replace(first, blur=0.1, solarize=0.2)
-    local = replace(first, crop_scale=(0.05, 0.4), blur=0.5)
-    crops = [CropSpec(size, first), CropSpec(size, second)]
+    return ViewRecipe(_multi_crop(size, local_size, local_count, between=0.4))
+
+
+def ibot(size: int, local_size: int | None = None, local_count: int = 10, patch: int = 16) -> ViewRecipe:
+    """iBOT's multi-crop (arXiv 2111.07832): half of the global views are masked, each by a ratio of its own.
+
+    Args:
+        size: as `dino`.
+        local_size: as `dino`.
+        local_count: number of local views.
+        patch: side of a patch in pixels.
+    """
+    masks = BlockMask(patch_grid(size, patch), stratified=False)
+    return ViewRecipe(_multi_crop(size, local_size, local_count, between=0.25), masks=masks)
+
+
+def dinov2(size: int, local_size: int | None = None, local_count: int = 8, patch: int = 16) -> ViewRecipe:
+    """DINOv2's multi-crop (arXiv 2304.07193): half of the global views are masked. Arguments as `ibot`."""
+    masks = BlockMask(patch_grid(size, patch))
+    return ViewRecipe(_multi_crop(size, local_size, local_count, between=0.32), masks=masks)
+
+
+def data2vec(size: int, patch: int = 16) -> ViewRecipe:
+    """data2vec's one view (arXiv 2202.03555), of BEiT's pipeline: 120 of 196 patches are masked, in blocks."""
+    jitter = Augment(
+        crop_scale=(0.08, 1.0),
+        interpolation="bicubic",
+        flip=0.5,
+        jitter=1.0,
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+    )
+    ratio = 120 / 196
+    masks = BlockMask(
+        patch_grid(size, patch), ratio_range=(ratio, ratio), probability=1.0, stratified=False, min_block=16
+    )
+    return ViewRecipe((CropSpec(size, jitter),), masks=masks)
+
+
+def ijepa(size: int, patch: int = 16) -> ViewRecipe:
+    """I-JEPA's one view (arXiv 2301.08243): a crop and nothing else, with its context and target blocks."""
+    crop = CropSpec(size, Augment(crop_scale=(0.3, 1.0)))
+    return ViewRecipe((crop,), masks=MultiBlockMask(patch_grid(size, patch)))
+
+
+def swav(size: int, local_size: int | None = None, local_count: int = 6) -> ViewRecipe:
+    """SwAV's multi-crop (arXiv 2006.09882): two large views that get codes, small ones that predict them.
+
+    Arguments as `dino`.
+    """
+    large = replace(_MOCO_V2, crop_scale=(0.14, 1.0), brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2)
+    crops = [CropSpec(size, large, count=2)]
     if local_count:
-        crops.append(CropSpec(local_size or round(size * 96 / 224), local, count=local_count, roles=("student",)))
+        small = replace(large, crop_scale=(0.05, 0.14))
+        crops.append(CropSpec(local_size or round(size * 96 / 224), small, count=local_count, roles=("student",)))
     return ViewRecipe(crops)
 
 
-RECIPES: dict[str, Callable[[int], ViewRecipe]] = {"byol": byol, "dino": dino, "mocov2": mocov2, "simsiam": simsiam}
+def msn(size: int, focal_size: int | None = None, focal_count: int = 10, patch: int = 16) -> ViewRecipe:
+    """MSN's views (arXiv 2204.07141): the target, a random view of which patches are dropped, focal views.
+
+    Args:
+        size: side of the target and of the random view.
+        focal_size: side of the focal views; the paper's 96 at 224, in proportion elsewhere.
+        focal_count: number of focal views.
+        patch: side of a patch in pixels.
+    """
+    large = replace(_MOCO_V2, crop_scale=(0.3, 1.0))
+    crops = [CropSpec(size, large, roles=("teacher",)), CropSpec(size, large, roles=("student",))]
+    if focal_count:
+        focal = replace(large, crop_scale=(0.05, 0.3))
+        crops.append(CropSpec(focal_size or round(size * 96 / 224), focal, count=focal_count, roles=("student",)))
+    return ViewRecipe(crops, masks=RandomMask(patch_grid(size, patch), ratio=0.15))
+
+
+def _multi_crop(size: int, local_size: int | None, local_count: int, between: float) -> list[CropSpec]:
+    """Two global crops of areas above the share `between`, and local ones below."""
+    first = replace(_BYOL, crop_scale=(between, 1.0))
+    second = replace(first, blur=0.1, solarize=0.2)
+    local = replace(first, crop_scale=(0.05, between), blur=0.5)
+    crops = [CropSpec(size, first), CropSpec(size, second)]
+    if local_count:
+        crops.append(CropSpec(local_size or round(size * 96 / 224), local, count=local_count, roles=("student",)))
+    return crops
+
+
+RECIPES: dict[str, Callable[[int], ViewRecipe]] = {
+    "byol": byol,
+    "data2vec": data2vec,
+    "dino": dino,
+    "dinov2": dinov2,
+    "ibot": ibot,
+    "ijepa": ijepa,
+    "mocov2": mocov2,
+    "mocov3": mocov3,
+    "msn": msn,
+    "ressl": ressl,
+    "simsiam": simsiam,
+    "swav": swav,
+}
 
 
 def named_recipe(name: str, size: int) -> ViewRecipe:

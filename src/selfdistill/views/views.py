@@ -82,6 +82,16 @@ class Views:
         return self.masks[name]
 
     @property
+    def student_masks(self) -> list[Tensor | None]:
+        """For each crop in `student` its "mask" [B, N], or None where it is not masked: `mask` of a `Tower`.
+
+        Raises:
+            ValueError: as `mask`.
+        """
+        masks, size = iter(self.mask("mask")), self.student[0].shape[-2:]
+        return [next(masks) if crop.shape[-2:] == size else None for crop in self.student]
+
+    @property
     def batch_size(self) -> int:
         """Number of images."""
         return self.crops[0].shape[0]
