@@ -36,6 +36,9 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
             for line in checked.warnings:
                 print(f"warning: {line}", file=sys.stderr)
         main()
+    except BrokenPipeError:
+        # the reader (head, less) has seen enough; nothing may be written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         _end("interrupted before the first step: nothing to continue", 130)
     except (UserError, HydraException) as error:

@@ -70,6 +70,7 @@ RULES: dict[str, Range] = {
     r"weights\..*": Range(0, typical=_TYPICAL_WEIGHT),
     r"data\.(batch_size|eval_batch_size)": Range(1, whole=True),
     r"data\.num_workers": Range(0, whole=True),
+    r"student\.noise": Range(0),
     r"seed": Range(0, 2**32 - 1, whole=True),
     r"trainer\.(max_epochs|max_steps)": Range(-1, whole=True),
     r"trainer\.accumulate_grad_batches": Range(1, whole=True),

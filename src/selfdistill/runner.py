@@ -137,14 +137,21 @@ def build_method(config: DictConfig) -> SelfDistillModule[Any, Any]:
         parts["divergence"] = instantiate(config.divergence)
     parts["teacher"] = build_teacher(config)
     parts["optimizer"] = instantiate(config.optimizer)
+    weights = dict(config.weights)
+    parts["objectives"] = {}
+    for name, node in config.objective.items():
+        if OmegaConf.is_dict(node):
+            parts["objectives"][name] = instantiate({key: value for key, value in node.items() if key != "weight"})
+            weights.setdefault(name, node.weight)
     parts["weights"] = {
-        name: value if isinstance(value, int | float) else instantiate(value) for name, value in config.weights.items()
+        n: value if isinstance(value, int | float) else instantiate(value) for n, value in weights.items()
     }
     settings = {key: value for key, value in config.method.items() if key != "paper"}
     # called here, not by Hydra, which would turn the dataclasses among the parts into configs
     module = instantiate(settings, _partial_=True)(**parts)
     if not isinstance(module, SelfDistillModule):
         raise UserError(f"method._target_: {target.__name__} given, allowed is a SelfDistillModule")
+    module.student.noise = float(config.student.noise)
     return module
 
 

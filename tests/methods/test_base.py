@@ -103,7 +103,8 @@ def test_the_order_of_a_step(tmp_path: Path) -> None:
 
 
 def test_the_loss_is_the_weighed_sum_of_scheduled_terms(tmp_path: Path) -> None:
-    module = Minimal(weights={"near": 2.0, "size": LinearSchedule(0.0, 3.0)}, objectives={"extra": Extra()})
+    weights = {"near": 2.0, "size": LinearSchedule(0.0, 3.0), "small": 0.5}
+    module = Minimal(weights=weights, objectives={"small": Extra()})
     seen: list[dict[str, Any]] = []
 
     class Keep(L.Callback):
@@ -113,10 +114,10 @@ def test_the_loss_is_the_weighed_sum_of_scheduled_terms(tmp_path: Path) -> None:
     fit(module, tmp_path, callbacks=[Keep()])
     for k, outputs in enumerate(seen):
         terms = outputs["terms"]
-        expected = 2 * terms["near"] + k * terms["size"] + terms["extra"]
+        expected = 2 * terms["near"] + k * terms["size"] + 0.5 * terms["extra"]
         torch.testing.assert_close(outputs["loss"], expected)
         assert not any(t.requires_grad for t in (*terms.values(), outputs["student"].features))
-    assert module.objectives["extra"].observed == 3  # type: ignore[union-attr]
+    assert module.objectives["small"].observed == 3  # type: ignore[union-attr]
 
 
 def test_unknown_weights_and_doubled_terms_are_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from selfdistill.networks import SmallCNN, Tower, as_backbone, build_backbone
+from selfdistill.teacher import make_teacher
 
 
 def vit(**extra: float) -> nn.Module:
@@ -170,3 +171,21 @@ def test_pretrained_weights_fail_fast_and_clearly(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(timm, "create_model", lambda name, **k: offline() if k.get("pretrained") else nn.Identity())
     with pytest.raises(ValueError, match=r"backbone.pretrained: the weights of 'resnet18' could not be loaded"):
         build_backbone("resnet18", pretrained=True)
+
+
+def test_noise_is_the_students_and_of_training_only() -> None:
+    tower = Tower(SmallCNN(1, (4, 4, 4, 6)), nn.Identity(), noise=0.5).train()
+    teacher = make_teacher(tower).train()
+    images = torch.zeros(64, 1, 8, 8)
+    seen: list[Tensor] = []
+    tower.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    tower(images)
+    tower([images, images])
+    assert seen[0].std().item() == pytest.approx(0.5, rel=0.05)
+    assert not torch.equal(seen[1][:64], seen[1][64:])
+    tower.eval()
+    tower(images)
+    assert torch.equal(seen[2], images)
+    assert torch.equal(teacher(images)[1], teacher(images)[1])
+    with pytest.raises(ValueError, match=r"student.noise: -1 given"):
+        Tower(SmallCNN(1), nn.Identity(), noise=-1)

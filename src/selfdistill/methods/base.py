@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
 import lightning as L
 import torch
@@ -68,8 +68,9 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         student: the tower that is trained; the teacher is a copy of it, made here.
         teacher: how the teacher is made and moves.
         optimizer: what steps, with its schedules.
-        weights: a number or a schedule for each named term; terms not named weigh 1.
-        objectives: further losses by name; their terms are weighed by their own name.
+        weights: a number or a schedule for each named term, or for all terms of a named objective; what is
+            not named weighs 1.
+        objectives: further losses by name.
     """
 
     evaluates: ClassVar[Literal["student", "teacher"]] = "student"
@@ -186,8 +187,8 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
             targets = self.targets(batch)
         predictions = self.predictions(batch)
         with torch.autocast(self.device.type, enabled=False):
-            terms = self._collect_terms(batch, predictions, targets)
-            loss = torch.stack([self._weight(name) * term for name, term in terms.items()]).sum()
+            terms, weights = self._weighed_terms(batch, predictions, targets)
+            loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         self._observable = (batch, predictions, targets)
         self._guard_finite(terms)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch.batch_size)
@@ -208,8 +209,8 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         self._observable = None
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             self.observe(predictions, targets)
-            for objective in self._objectives():
-                objective.observe(self, views, predictions, targets)
+            for objective in self.objectives.values():
+                cast(Objective, objective).observe(self, views, predictions, targets)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         images, labels = batch
@@ -251,24 +252,26 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["selfdistill"] = {"method": type(self).__name__, **self.provenance}
 
-    def _objectives(self) -> list[Any]:
-        return list(self.objectives.values())
-
-    def _collect_terms(self, views: Views, predictions: P, targets: T) -> dict[str, Tensor]:
+    def _weighed_terms(
+        self, views: Views, predictions: P, targets: T
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
         terms = dict(self.terms(predictions, targets))
-        for objective in self._objectives():
-            for name, term in objective.terms(self, views, predictions, targets).items():
+        owners = {name: name for name in terms}
+        for owner, objective in self.objectives.items():
+            extra: dict[str, Tensor] = cast(Objective, objective).terms(self, views, predictions, targets)
+            for name, term in extra.items():
                 if name in terms:
                     raise ValueError(f"objective: the term {name!r} exists twice; rename one of the two")
-                terms[name] = term
+                terms[name], owners[name] = term, owner
+        known = {*terms, *owners.values()}
         for name in self.weights:
-            if name not in terms:
-                raise ValueError(f"weights: {name!r} given, allowed is {', '.join(terms)}")
-        return terms
-
-    def _weight(self, term: str) -> float:
-        schedule = self.weights.get(term)
-        return 1.0 if schedule is None else schedule(self.clock)
+            if name not in known:
+                raise ValueError(f"weights: {name!r} given, allowed is {', '.join(sorted(known))}")
+        one = as_schedule(1.0)
+        weights = {
+            name: self.weights.get(name, self.weights.get(owner, one))(self.clock) for name, owner in owners.items()
+        }
+        return terms, weights
 
     def _guard_finite(self, terms: Mapping[str, Tensor]) -> None:
         # On an accelerator reading the loss waits for the device: there it is read where it is logged anyway.

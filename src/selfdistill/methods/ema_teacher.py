@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from selfdistill.divergences import L2, Divergence, as_divergence
@@ -29,8 +28,7 @@ class EMATeacher(SelfDistillModule[Outputs, Outputs]):
         hidden_dim: width of the projector's hidden layer.
         out_dim: P, width of the projections.
         compare: ``crossed``: student and teacher see different views of an image; ``same``: the same
-            input, which teaches only if the student is processed differently (``noise``, drop path).
-        noise: standard deviation of Gaussian noise added to the student's input.
+            input, which teaches only if the student is processed differently (the tower's noise, drop path).
         divergence: D ``[N, P], [N, P] -> [N]``.
         teacher: the teacher's policy.
         optimizer: the recipe.
@@ -47,7 +45,6 @@ class EMATeacher(SelfDistillModule[Outputs, Outputs]):
         hidden_dim: int = 2048,
         out_dim: int = 256,
         compare: Literal["crossed", "same"] = "crossed",
-        noise: float = 0.0,
         divergence: Divergence | Callable[[Tensor, Tensor], Tensor] | None = None,
         teacher: TeacherPolicy | None = None,
         optimizer: OptimizerRecipe | None = None,
@@ -56,8 +53,6 @@ class EMATeacher(SelfDistillModule[Outputs, Outputs]):
     ) -> None:
         if compare not in ("crossed", "same"):
             raise ValueError(f"method.compare: {compare!r} given, allowed is crossed or same")
-        if not noise >= 0:
-            raise ValueError(f"method.noise: {noise} given, allowed is 0 or more")
         backbone = as_backbone(backbone)
         projector = MLP(backbone.dim, hidden_dim, out_dim, output_bias=False, output_norm="batch")
         super().__init__(
@@ -68,7 +63,6 @@ class EMATeacher(SelfDistillModule[Outputs, Outputs]):
             objectives=objectives,
         )
         self.same_view = compare == "same"
-        self.noise = noise
         self.divergence = as_divergence(divergence or L2())
 
     def targets(self, views: Views) -> Outputs:
@@ -76,10 +70,7 @@ class EMATeacher(SelfDistillModule[Outputs, Outputs]):
         return Outputs(projections, features.pooled)
 
     def predictions(self, views: Views) -> Outputs:
-        crops = views.student
-        if self.noise:
-            crops = [crop + self.noise * torch.randn_like(crop) for crop in crops]
-        features, projections = self.student(crops)
+        features, projections = self.student(views.student)
         return Outputs(projections, features.pooled, views.same if self.same_view else views.pairs)
 
     def terms(self, predictions: Outputs, targets: Outputs) -> dict[str, Tensor]:

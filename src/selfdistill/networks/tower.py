@@ -22,13 +22,21 @@ class Tower(nn.Module):
         head: maps pooled features ``[…, D]`` to projections ``[…, P]``. With ``select`` it is called as
             ``head(pooled, selected_tokens)``, with ``layers`` as ``head(pooled, *layers)``, and its
             return value is passed on as it is.
+        noise: standard deviation of Gaussian noise added to the images in train mode. It makes the student
+            a differently processed self; the teacher's copy has none.
+
+    Raises:
+        ValueError: negative noise.
     """
 
     backbone: Backbone
     head: nn.Module
 
-    def __init__(self, backbone: Backbone | nn.Module | str, head: nn.Module) -> None:
+    def __init__(self, backbone: Backbone | nn.Module | str, head: nn.Module, noise: float = 0.0) -> None:
         super().__init__()
+        if not noise >= 0:
+            raise ValueError(f"student.noise: {noise} given, allowed is 0 or more")
+        self.noise = noise
         self.backbone = as_backbone(backbone)
         self.head = head
 
@@ -58,6 +66,8 @@ class Tower(nn.Module):
             Features and projection: ``[B, …]`` for a batch; ``[V, B, …]`` for crops, in their order,
             ``tokens`` being those of the first resolution's crops.
         """
+        if self.noise and self.training:
+            images = self._noisy(images) if isinstance(images, Tensor) else [self._noisy(crop) for crop in images]
         if isinstance(images, Tensor):
             if mask is not None and not isinstance(mask, Tensor):
                 raise ValueError("mask: a list given for one batch, allowed is a tensor [B, N]")
@@ -65,6 +75,9 @@ class Tower(nn.Module):
         else:
             features = self._encode_crops(images, mask, mask_token, keep, layers)
         return features, self._project(features, select)
+
+    def _noisy(self, images: Tensor) -> Tensor:
+        return images + self.noise * torch.randn_like(images)
 
     def _project(self, features: Features, select: Tensor | None) -> Tensor:
         if select is not None:

@@ -27,7 +27,8 @@ def make_teacher(student: ModuleT) -> ModuleT:
     for part in teacher.modules():
         if isinstance(part, nn.modules.dropout._DropoutNd):
             part.p = 0.0
-        for rate in ("drop_prob", "attn_drop_rate", "sample_drop_ratio"):
+        # drop path of timm, and the input noise of a Tower
+        for rate in ("drop_prob", "noise"):
             if isinstance(getattr(part, rate, None), float):
                 setattr(part, rate, 0.0)
     return teacher
