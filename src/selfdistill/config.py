@@ -196,6 +196,8 @@ def _explain(config_name: str, overrides: Sequence[str], error: HydraException) 
         wanted = key.group(1)
         _, groups = _split([o for o in overrides if not o.startswith(wanted)])
         known = [path for path, _ in flatten(_compose(config_name, groups))]
+        if wanted in known:
+            return f"{wanted}: a mapping takes its entries one by one: +{wanted}.<name>=<value>"
         return f"{wanted}: no such key{_nearest(wanted, known)}; all keys: --cfg job"
     if "LexerNoViableAlt" in text or "token recognition" in text or "no viable alternative" in text:
         return f"{_first_line(error)}: put the value in quotes inside the argument: 'key=\"value\"'"

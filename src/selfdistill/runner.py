@@ -140,7 +140,7 @@ def build_method(config: DictConfig) -> SelfDistillModule[Any, Any]:
     weights = dict(config.weights)
     parts["objectives"] = {}
     for name, node in config.objective.items():
-        if OmegaConf.is_dict(node):
+        if name != "weight" and OmegaConf.is_dict(node):
             parts["objectives"][name] = instantiate({key: value for key, value in node.items() if key != "weight"})
             weights.setdefault(name, node.weight)
     parts["weights"] = {

@@ -44,6 +44,17 @@ def test_masked_patches_do_not_reach_the_network() -> None:
     assert not torch.allclose(b, c)
 
 
+def test_a_mask_of_another_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="mask: 9 patches an image given, this one has 16; the grid of views.masks"):
+        vit()(torch.randn(2, 1, 16, 16), mask=torch.zeros(2, 9, dtype=torch.bool), mask_token=torch.zeros(192))
+
+
+def test_the_small_vit_takes_crops_of_any_size() -> None:
+    backbone = build_backbone("small_vit", image_size=8, patch_size=2, channels=1)
+    assert (backbone.dim, backbone.depth, backbone.has_tokens) == (128, 4, True)
+    assert [backbone(torch.randn(2, 1, size, size)).tokens.shape[1] for size in (8, 6)] == [16, 9]
+
+
 def test_dropped_tokens_do_not_reach_the_network() -> None:
     backbone = vit()
     images = torch.randn(2, 1, 16, 16)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import lightning as L
 import torch
@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from selfdistill.data import ResumableLoader
 from selfdistill.divergences import Divergence
 from selfdistill.networks import Tower
+from selfdistill.objectives import Objective
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.schedules import Clock, Schedule, as_schedule
 from selfdistill.teacher import TeacherPolicy, TeacherUpdate
@@ -41,16 +42,6 @@ class Outputs:
 
 P = TypeVar("P")
 T = TypeVar("T")
-
-
-class Objective(Protocol):
-    """A loss that any method can take in addition (``objective=``)."""
-
-    def terms(
-        self, module: SelfDistillModule[Any, Any], views: Views, predictions: Any, targets: Any
-    ) -> dict[str, Tensor]: ...
-
-    def observe(self, module: SelfDistillModule[Any, Any], views: Views, predictions: Any, targets: Any) -> None: ...
 
 
 class NonFiniteLossError(RuntimeError):
@@ -102,6 +93,9 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         self.provenance: dict[str, Any] = {}
         """Plain values stored in every checkpoint (the runner puts the resolved config here)."""
         self._observable: tuple[Views, P, T] | None = None
+        for objective in self.objectives.values():
+            if isinstance(objective, Objective):
+                objective.attach(self)
 
     # what a method implements ------------------------------------------------------------------------
 
@@ -261,7 +255,9 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
             extra: dict[str, Tensor] = cast(Objective, objective).terms(self, views, predictions, targets)
             for name, term in extra.items():
                 if name in terms:
-                    raise ValueError(f"objective: the term {name!r} exists twice; rename one of the two")
+                    raise ValueError(
+                        f"objective: the term {name!r} exists twice; set weights.{name}=… of the one that there is"
+                    )
                 terms[name], owners[name] = term, owner
         known = {*terms, *owners.values()}
         for name in self.weights:

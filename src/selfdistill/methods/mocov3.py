@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -32,8 +33,8 @@ class MoCoV3(SelfDistillModule[MoCoV3Outputs, Outputs | None]):
     ``L = ctr(q_1, k_2) + ctr(q_2, k_1)``, ``ctr(q, k) = −2T log(exp(q·k⁺/T) / Σ_j exp(q·k_j/T))``: q the student's
     predictions, k_j the teacher's projections of the other view of all images in the batch, on all ranks; all unit
     vectors. The teacher sees batch statistics. Defaults are the published 100 epochs of a ResNet-50; for a ViT take
-    ``projector_layers=3``, ``predictor_norm="batch_affine_free"`` and T = .2, and its random patch projection kept
-    by ``optimizer.freeze={patch_embed: 1.0}``.
+    ``projector_layers=3``, ``predictor_norm="batch_affine_free"`` and T = .2, and keep its random patch projection,
+    ``freeze={"patch_embed": 1.0}`` of the recipe.
 
     Without a teacher the keys are the student's own projections: behind a stop-gradient where there is a predictor;
     without one both sides are trained, which is SimCLR (arXiv 2002.05709) but for its negatives from the same view.
@@ -70,23 +71,16 @@ class MoCoV3(SelfDistillModule[MoCoV3Outputs, Outputs | None]):
         objectives: Mapping[str, nn.Module] | None = None,
     ) -> None:
         backbone = as_backbone(backbone)
-        projector = MLP(
-            backbone.dim, hidden_dim, out_dim, layers=projector_layers, bias=False, output_bias=False,
-            output_norm="batch_affine_free",
-        )  # fmt: skip
+        mlp = partial(MLP, hidden_dim=hidden_dim, out_dim=out_dim, bias=False, output_bias=False)
         super().__init__(
-            Tower(backbone, projector),
+            Tower(backbone, mlp(backbone.dim, layers=projector_layers, output_norm="batch_affine_free")),
             teacher=teacher or TeacherPolicy.ema(0.99, 1.0, mode="train"),
             optimizer=optimizer
             or OptimizerRecipe("lars", 0.6, weight_decay=1e-6, scaling="linear", warmup="10 epochs"),
             weights=weights,
             objectives=objectives,
         )
-        self.predictor: MLP | None = None
-        if predictor:
-            self.predictor = MLP(
-                out_dim, hidden_dim, out_dim, bias=False, output_bias=False, output_norm=predictor_norm
-            )
+        self.predictor = mlp(out_dim, output_norm=predictor_norm) if predictor else None
         self.temperature = as_temperature("method.temperature", temperature)
 
     def targets(self, views: Views) -> Outputs | None:

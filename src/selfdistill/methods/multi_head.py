@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from selfdistill.divergences import L2, Divergence, as_divergence
@@ -61,7 +60,6 @@ class MultiHead(SelfDistillModule[HeadOutputs, HeadOutputs]):
         hidden_dim: width of the hidden layers.
         out_dim: P, width of the projections.
         compare: ``crossed`` or ``same`` views, as in EMATeacher.
-        noise: standard deviation of Gaussian noise added to the student's input.
         divergence: D ``[N, P], [N, P] -> [N]``.
         teacher: the teacher's policy.
         optimizer: the recipe.
@@ -82,7 +80,6 @@ class MultiHead(SelfDistillModule[HeadOutputs, HeadOutputs]):
         hidden_dim: int = 2048,
         out_dim: int = 256,
         compare: Literal["crossed", "same"] = "crossed",
-        noise: float = 0.0,
         divergence: Divergence | Callable[[Tensor, Tensor], Tensor] | None = None,
         teacher: TeacherPolicy | None = None,
         optimizer: OptimizerRecipe | None = None,
@@ -94,8 +91,6 @@ class MultiHead(SelfDistillModule[HeadOutputs, HeadOutputs]):
             raise ValueError(f"method.heads: {heads} given, allowed are one or more, one of them with layer=null")
         if compare not in ("crossed", "same"):
             raise ValueError(f"method.compare: {compare!r} given, allowed is crossed or same")
-        if not noise >= 0:
-            raise ValueError(f"method.noise: {noise} given, allowed is 0 or more")
         backbone = as_backbone(backbone)
         super().__init__(
             Tower(backbone, _Heads(backbone, heads, hidden_dim, out_dim)),
@@ -105,7 +100,6 @@ class MultiHead(SelfDistillModule[HeadOutputs, HeadOutputs]):
             objectives=objectives,
         )
         self.same_view = compare == "same"
-        self.noise = noise
         common = as_divergence(divergence or L2())
         self.divergences = nn.ModuleList(as_divergence(head.divergence or common) for head in heads)
         self.layers = tuple(head.layer for head in heads if head.layer is not None)
@@ -116,10 +110,7 @@ class MultiHead(SelfDistillModule[HeadOutputs, HeadOutputs]):
         return HeadOutputs(projections[0], features.pooled, heads=tuple(projections))
 
     def predictions(self, views: Views) -> HeadOutputs:
-        crops = views.student
-        if self.noise:
-            crops = [crop + self.noise * torch.randn_like(crop) for crop in crops]
-        features, projections = self.student(crops, layers=self.layers)
+        features, projections = self.student(views.student, layers=self.layers)
         pairs = views.same if self.same_view else views.pairs
         return HeadOutputs(projections[0], features.pooled, pairs, tuple(projections))
 

@@ -48,6 +48,11 @@ class TimmViT(Backbone):
         if mask is not None:
             if mask_token is None:
                 raise ValueError("mask_token: required where mask is given")
+            if mask.shape[1] != x.shape[1:-1].numel():
+                raise ValueError(
+                    f"mask: {mask.shape[1]} patches an image given, this one has {x.shape[1:-1].numel()}; "
+                    "the grid of views.masks has to be that of the backbone's patches"
+                )
             x = torch.where(mask.reshape(*x.shape[:-1], 1), mask_token.to(x.dtype), x)
         x = self.model._pos_embed(x)
         prefix = int(self.model.num_prefix_tokens)

@@ -1,0 +1,104 @@
+"""What an objective is, and what it may ask of the method that it is added to.
+
+Shapes: V student crops, G teacher crops, B images, P projections.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from selfdistill.distributed import all_reduce_sum, world_size
+from selfdistill.heads import NoHead
+
+if TYPE_CHECKING:
+    from selfdistill.methods import Outputs, SelfDistillModule
+    from selfdistill.views import Views
+
+Need = Literal["projections", "teacher", "tokens"]
+
+
+class Objective(nn.Module, ABC):
+    """A loss in addition to a method's own; a part of the module, so that its parameters are trained and saved."""
+
+    name: ClassVar[str]
+    """The objective's name in ``objective=``, for error messages."""
+
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    """What the method must have: a projection of each view, a teacher, patch tokens (in both networks)."""
+
+    def attach(self, module: SelfDistillModule[Any, Any]) -> None:
+        """Take sizes from ``module`` and make the parameters; called once, when its towers are built.
+
+        Raises:
+            ValueError: the module lacks what the objective needs.
+        """
+        if "projections" in self.needs and isinstance(module.student.head, NoHead):
+            raise ValueError(
+                f"objective.{self.name}: {type(module).__name__} given, which does not project whole images; "
+                "choose a method that does, or another objective (objective=koleo)"
+            )
+        if "teacher" in self.needs and module.teacher is None:
+            raise ValueError(
+                f"objective.{self.name}: no teacher given, from which its targets come; "
+                "choose teacher=ema, snapshot or frozen"
+            )
+        if "tokens" in self.needs:
+            for tower in (module.student, module.teaching_tower):
+                if not tower.backbone.has_tokens:
+                    raise ValueError(
+                        f"objective.{self.name}: {type(tower.backbone).__name__} given, which has no patch tokens; "
+                        "choose a vision transformer (backbone=small_vit, vit_tiny, …)"
+                    )
+
+    @abstractmethod
+    def terms(
+        self, module: SelfDistillModule[Any, Any], views: Views, predictions: Any, targets: Any
+    ) -> dict[str, Tensor]:
+        """Named scalar losses, in float32; reads buffers and the module's clock, writes nothing."""
+
+    def observe(self, module: SelfDistillModule[Any, Any], views: Views, predictions: Any, targets: Any) -> None:
+        """Stage this micro-batch for state; called after backward, without gradient."""
+
+    def projections(self, outputs: Outputs | None, crops: int, images: int) -> Tensor:
+        """The projections of ``outputs``, ``[crops, images, P]``.
+
+        Raises:
+            ValueError: the method made others.
+        """
+        given = getattr(outputs, "projections", None)
+        if not isinstance(given, Tensor) or given.ndim != 3 or given.shape[:2] != (crops, images):
+            what = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise ValueError(
+                f"objective.{self.name}: projections {what} given, allowed are [{crops} crops, {images} images, "
+                "dimensions]; choose a method that projects each view of an image"
+            )
+        return given
+
+    def cross_pairs(self, views: Views) -> tuple[tuple[int, int], ...]:
+        """(student slot, teacher slot) of every two different crops.
+
+        Raises:
+            ValueError: there are none.
+        """
+        if not views.pairs:
+            raise ValueError(
+                f"objective.{self.name}: no two crops of an image, one for each network, given; "
+                "choose views with two or more (views=byol)"
+            )
+        return views.pairs
+
+
+def mean_where(values: Tensor, chosen: Tensor) -> Tensor:
+    """Mean of ``values`` where ``chosen``, over all ranks: 0 where nothing is, and without waiting for the device.
+
+    Ranks may have chosen different numbers: what they return averages to the mean, and so do the gradients.
+
+    Args:
+        values: ``[N]``.
+        chosen: ``[N]`` bool.
+    """
+    weight = chosen.to(values.dtype)
+    return (weight * values).sum() * world_size() / all_reduce_sum(weight.sum()).clamp_min(1)
