@@ -22,7 +22,7 @@ def override(group: str, choice: str) -> list[str]:
     if (group, choice) == ("backbone", "timm"):
         return ["backbone=timm", "backbone.name=resnet10t"]
     if group == "data" and choice != "digits":
-        return [f"data={choice}", "data.root=somewhere"]
+        return [f"data={choice}", "data.root=tests"]
     if group == "scale":
         return []
     return [f"{group}={choice}"]
@@ -65,7 +65,12 @@ def line(*overrides: str) -> str:
         (["optimizer.lr=-1"], "optimizer.lr: -1 given"),
         (["divergence=kl", "divergence.student_temperature=0"], "divergence.student_temperature: 0 given"),
         (["backbone=timm"], "backbone.name"),
-        (["seed=-1"], "seed: -1 given"),
+        (["seed=-1"], "seed: -1 given, allowed is a whole number from 0 to 4294967295"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs: 0 given"),
+        (["teacher.momentum=null"], "teacher.momentum: None given"),
+        (["data=folder", "data.root=nowhere"], "data.root: 'nowhere' given, no such folder"),
+        (["logger=tensorboard,wandb"], "several values are a sweep with -m"),
+        (["method"], "give key=value"),
         (["optimizer.freeze={last_layer: 5}"], "optimizer.freeze: a mapping takes its entries one by one"),
     ],
 )
@@ -108,7 +113,7 @@ def test_the_command_line_wins_over_method_and_scale() -> None:
 
 def test_scale_holds_what_digits_need_and_method_the_papers_values() -> None:
     small = check("train", []).plain
-    paper = check("train", ["data=imagenette", "data.root=somewhere"]).plain
+    paper = check("train", ["data=imagenette", "data.root=tests"]).plain
     assert small["backbone"]["name"] == "small_cnn"
     assert paper["backbone"]["name"] == "resnet50"
     assert paper["optimizer"]["name"] == "lars"

@@ -107,7 +107,7 @@ def test_ctrl_c_saves_and_the_run_continues_bit_for_bit(whole: tuple[Path, str],
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert "ckpt_path=" in errors
+    assert f"ckpt_path={stopped / 'checkpoints' / 'last.ckpt'}" in errors
     assert "Traceback" not in errors
     checkpoint = stopped / "checkpoints" / "last.ckpt"
     assert torch.load(checkpoint, weights_only=True)["global_step"] < 12
@@ -130,6 +130,10 @@ def test_ctrl_c_saves_and_the_run_continues_bit_for_bit(whole: tuple[Path, str],
         (["teacher.momentum=2"], "teacher.momentum: 2 given"),
         (["backbone=timm", "backbone.name=resnet81"], "backbone.name: 'resnet81' given"),
         (["data.batch_size=5000"], "data.batch_size"),
+        (["data.batch_size=null"], "data.batch_size: None given"),
+        (["backbone=convnext_tiny"], "backbone: it does not take crops of 8×8 pixels"),
+        (["trainer.precision=foo"], "trainer: Precision 'foo' is invalid"),
+        (["+foo=1"], "foo: no such key"),
         (["data=folder", "data.root=nowhere"], "data.root"),
         (["ckpt_path=nowhere.ckpt"], "ckpt_path: 'nowhere.ckpt' given, no such file"),
     ],
@@ -154,6 +158,7 @@ def test_foreign_checkpoints_are_refused(whole: tuple[Path, str], tmp_path: Path
         (foreign, [], "not a checkpoint of a selfdistill run"),
         (checkpoint, ["method=ema_teacher"], "a checkpoint of BYOL given, this run is EMATeacher"),
         (checkpoint, ["method.out_dim=32"], "differs between the checkpoint and this run"),
+        (checkpoint, ["trainer.max_epochs=2"], "trainer.max_epochs: 2 given, the checkpoint is in epoch 3 already"),
     ):
         done = run(*FAST, *arguments, f"ckpt_path='{path}'", f"hydra.run.dir='{tmp_path}/none'")
         assert done.returncode == 2

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 import torch
 
-from selfdistill.config import UserError
+from selfdistill.config import UserError, flatten
 from selfdistill.methods import SelfDistillModule
 
 
@@ -32,7 +33,27 @@ def checked_checkpoint(path: str, module: SelfDistillModule[Any, Any]) -> str:
                 f"ckpt_path: {name!r} differs between the checkpoint and this run; "
                 "use the settings of the run that wrote it (its config.yaml)"
             )
+    last = module.provenance.get("config", {}).get("trainer", {}).get("max_epochs") or -1
+    if 0 < last <= stored["epoch"]:
+        raise UserError(f"trainer.max_epochs: {last} given, the checkpoint is in epoch {stored['epoch'] + 1} already")
+    _say_what_changed(module.provenance.get("config", {}), stored["selfdistill"]["config"])
     return path
+
+
+def _say_what_changed(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    mine, stored = dict(flatten(ours)), dict(flatten(theirs))
+    own = ("run_dir", "ckpt_path", "callbacks.", "logger.", "trainer.", "evaluation.")
+    changed = [
+        f"{key} {stored.get(key)} -> {mine.get(key)}"
+        for key in {**stored, **mine}
+        if not key.startswith(own) and stored.get(key) != mine.get(key)
+    ]
+    if changed:
+        print(
+            f"warning: not a continuation of the same run, {', '.join(changed)}; learning rates and weight decay "
+            "of the optimizer stay those of the checkpoint",
+            file=sys.stderr,
+        )
 
 
 def read_checkpoint(key: str, path: str) -> dict[str, Any]:
@@ -45,9 +66,8 @@ def read_checkpoint(key: str, path: str) -> dict[str, Any]:
         raise UserError(f"{key}: {path!r} given, no such file; allowed is <run>/checkpoints/last.ckpt")
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"{key}: {path!r} given, not a readable checkpoint ({reason})") from None
+    except Exception:
+        raise UserError(f"{key}: {path!r} given, not a readable checkpoint: damaged, or something else") from None
     if not isinstance(stored, dict) or "config" not in stored.get("selfdistill", {}):
         raise UserError(f"{key}: {path!r} given, not a checkpoint of a selfdistill run")
     return stored

@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -26,25 +28,38 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
     own_errors = "HYDRA_FULL_ERROR" not in os.environ
     # Hydra would print its own report; with this it lets the exception through to here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    passes = arguments.help or arguments.hydra_help or arguments.info or arguments.cfg or arguments.multirun
+    passes = arguments.help or arguments.hydra_help or arguments.info or arguments.cfg
     passes = passes or arguments.shell_completion or arguments.config_path
     try:
         if not passes:
             folder = arguments.config_dir
             found = [f"file://{os.path.abspath(folder)}"] if folder else []
-            checked = check(arguments.config_name or config_name, arguments.overrides, search_path=found)
-            for line in checked.warnings:
+            jobs = _jobs(arguments.overrides) if arguments.multirun else [arguments.overrides]
+            warnings = [check(arguments.config_name or config_name, j, search_path=found).warnings for j in jobs]
+            for line in dict.fromkeys(line for lines in warnings for line in lines):
                 print(f"warning: {line}", file=sys.stderr)
         main()
     except BrokenPipeError:
         # the reader (head, less) has seen enough; nothing may be written at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.filename is None or not own_errors:
+            raise
+        _end(f"error: hydra.run.dir: {error.filename} cannot be made ({error.strerror}); choose another folder", 2)
     except KeyboardInterrupt:
         _end("interrupted before the first step: nothing to continue", 130)
     except (UserError, HydraException) as error:
         if not own_errors:
             raise
         _end(f"error: {' '.join(str(error).split())}", 2)
+
+
+def _jobs(overrides: list[str]) -> list[list[str]]:
+    """The jobs of a sweep, so that all are checked before the first one runs; none with a sweeper of another kind."""
+    if any(override.startswith("hydra/sweeper") for override in overrides):
+        return []
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
 
 
 def job(task: str, config: DictConfig) -> Any:

@@ -32,16 +32,20 @@ class Range:
     open_low: bool = False
     whole: bool = False
     typical: tuple[float, float] | None = None
+    also: tuple[int | None, ...] = ()
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
+        others = "".join(f", or {'null' if value is None else value}" for value in self.also)
         if self.low is not None and self.high is not None:
-            return f"{kind} from {self.low:g} to {self.high:g}"
+            return f"{kind} from {self.low} to {self.high}{others}"
         if self.low is not None:
-            return f"{kind} {'above' if self.open_low else 'of at least'} {self.low:g}"
-        return kind
+            return f"{kind} {'above' if self.open_low else 'of at least'} {self.low}{others}"
+        return f"{kind}{others}"
 
     def allows(self, value: Any) -> bool:
+        if value in self.also and not isinstance(value, bool):
+            return True
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         if self.whole and not isinstance(value, int):
@@ -62,8 +66,8 @@ _TYPICAL_WEIGHT = (0.5, 2.0)
 # are left to the constructors.
 RULES: dict[str, Range] = {
     r"teacher\.momentum": Range(0, 1, typical=_TYPICAL_MOMENTUM),
-    r"teacher\.momentum_end": Range(0, 1),
-    r"optimizer\.lr": Range(0, typical=_TYPICAL_LR),
+    r"teacher\.momentum_end": Range(0, 1, also=(None,)),
+    r"optimizer\.lr": Range(0, typical=_TYPICAL_LR, also=(None,)),
     r"optimizer\.weight_decay": Range(0),
     r"(divergence|method|objective)\.(.*[._])?temperature": Range(0, open_low=True, typical=_TYPICAL_TEMPERATURE),
     r"objective\.(.*\.)?weight": Range(0, typical=_TYPICAL_WEIGHT),
@@ -72,7 +76,7 @@ RULES: dict[str, Range] = {
     r"data\.num_workers": Range(0, whole=True),
     r"student\.noise": Range(0),
     r"seed": Range(0, 2**32 - 1, whole=True),
-    r"trainer\.(max_epochs|max_steps)": Range(-1, whole=True),
+    r"trainer\.(max_epochs|max_steps)": Range(1, whole=True, also=(-1, None)),
     r"trainer\.accumulate_grad_batches": Range(1, whole=True),
     r"trainer\.log_every_n_steps": Range(1, whole=True),
 }
@@ -101,10 +105,14 @@ def check(config_name: str, overrides: Sequence[str], *, search_path: Sequence[s
         config = _compose(config_name, given)
         plain = resolved(config)
         check_values(plain)
+        check_paths(plain)
         values, groups = _split(given)
         warnings = []
         if values:
             default = _compose(config_name, groups)
+            for key in plain:
+                if key not in default:
+                    raise UserError(f"{key}: no such key{_nearest(key, [str(k) for k in default])}; nothing reads it")
             changed = [p for p, _ in values if _rule(p) and dict(flatten(plain)).get(p) != OmegaConf.select(default, p)]
             warnings = untypical(plain, changed)
     return Checked(config, plain, warnings)
@@ -135,10 +143,25 @@ def check_values(plain: Mapping[str, Any]) -> None:
     """
     for path, value in flatten(plain):
         rule = _rule(path)
-        if rule is None or value is None or isinstance(value, dict):
+        if rule is None or isinstance(value, dict):
             continue
         if not rule.allows(value):
             raise UserError(f"{path}: {value!r} given, allowed is {rule}")
+
+
+def check_paths(plain: Mapping[str, Any]) -> None:
+    """Refuse files and folders that are not there.
+
+    Raises:
+        UserError: naming the key and the path.
+    """
+    paths = dict(flatten(plain))
+    for key in ("ckpt_path", "teacher.checkpoint"):
+        if paths.get(key) is not None and not Path(paths[key]).is_file():
+            raise UserError(f"{key}: {paths[key]!r} given, no such file; allowed is <run>/checkpoints/last.ckpt")
+    root = paths.get("data.root")
+    if root is not None and not paths.get("data.download") and not Path(root).is_dir():
+        raise UserError(f"data.root: {root!r} given, no such folder; give the folder that holds the images")
 
 
 def untypical(plain: Mapping[str, Any], changed: Sequence[str]) -> list[str]:
@@ -200,7 +223,12 @@ def _explain(config_name: str, overrides: Sequence[str], error: HydraException) 
             return f"{wanted}: a mapping takes its entries one by one: +{wanted}.<name>=<value>"
         return f"{wanted}: no such key{_nearest(wanted, known)}; all keys: --cfg job"
     if "LexerNoViableAlt" in text or "token recognition" in text or "no viable alternative" in text:
-        return f"{_first_line(error)}: put the value in quotes inside the argument: 'key=\"value\"'"
+        line = _first_line(error).removeprefix("LexerNoViableAltException: ")
+        return f"{line}: put the value in quotes inside the argument: 'key=\"value\"'"
+    if "Ambiguous value" in text:
+        return f"{_first_line(error)}: several values are a sweep with -m, or a list in brackets: key=[a,b]"
+    if "Error parsing override" in text:
+        return f"{_first_line(error)}: give key=value"
     return _first_line(error)
 
 

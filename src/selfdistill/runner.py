@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from selfdistill.callbacks import (
@@ -32,6 +34,7 @@ from selfdistill.callbacks import (
 from selfdistill.checkpoint import checked_checkpoint, read_checkpoint
 from selfdistill.config import UserError, check_values, resolved
 from selfdistill.data import DataModule
+from selfdistill.evaluation.features import evaluating
 from selfdistill.evaluation.figures import Figures, backbone_figures, figures_table, pixel_figures
 from selfdistill.methods import SelfDistillModule
 from selfdistill.methods.base import NonFiniteLossError
@@ -55,11 +58,11 @@ def fit(config: DictConfig) -> float | None:
     try:
         with clear_errors():
             return _fit(config, folder)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         _remove_if_empty(folder)
         raise
     except TrainingInterrupted as stop:
-        print(f"\n{stop.args[0].replace('continue with ', 'continue with ckpt_path=')}", file=sys.stderr)
+        print(f"\n{stop.args[0]}: the same command with ckpt_path={stop.checkpoint}", file=sys.stderr)
         sys.exit(128 + stop.signal_number)
 
 
@@ -73,10 +76,14 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     datamodule = build_data(config)
     module = build_method(config)
     module.provenance = {"config": plain}
+    _try_backbone(module, datamodule)
     checkpoint = None if config.ckpt_path is None else checked_checkpoint(config.ckpt_path, module)
     callbacks = build_callbacks(config, folder)
-    trainer: L.Trainer = instantiate(config.trainer, callbacks=callbacks, logger=False)
-    _claim(folder, config)
+    if not datamodule.labelled:
+        callbacks = [c for c in callbacks if not (isinstance(c, ModelCheckpoint) and c.monitor)]
+    trainer = build_trainer(config, callbacks)
+    if trainer.is_global_zero:
+        _claim(folder, config)
     trainer.loggers = [instantiate(value) for value in config.logger.values() if OmegaConf.is_dict(value)]
 
     baselines: dict[str, Figures] = {}
@@ -109,8 +116,8 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         "evaluates": module.evaluates,
         "seed": config.seed,
     }
-    _write(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     if trainer.is_global_zero:
+        _write(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         if figures:
             source = type(datamodule.source).__name__
             print(f"\n{source}, test split, {module.evaluates} network\n\n{figures_table(figures)}\n")
@@ -177,6 +184,15 @@ def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
     return [*named, shown, TeacherUpdate(), stop]
 
 
+def build_trainer(config: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
+    """The Trainer of ``config.trainer``; what Lightning refuses is said in one line."""
+    try:
+        return instantiate(config.trainer, callbacks=callbacks, logger=False)
+    except InstantiationException as error:
+        reason = str(error.__cause__ or error).split("\n")[0]
+        raise UserError(f"trainer: {reason}") from error
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """A mistake that this package found becomes one line; an error from elsewhere keeps its traceback."""
@@ -220,14 +236,29 @@ def _class_of(method: DictConfig) -> type:
     return get_class(method._target_)
 
 
+def _try_backbone(module: SelfDistillModule[Any, Any], datamodule: DataModule) -> None:
+    """One image of the smallest crop through the backbone: some networks need larger ones."""
+    size = min(crop.size for crop in datamodule.recipe.crops)
+    try:
+        with evaluating(module), torch.no_grad():
+            module.student.backbone(torch.zeros(1, datamodule.image_channels, size, size))
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"backbone: it does not take crops of {size}×{size} pixels ({str(error).splitlines()[0]}); "
+            "choose another backbone or larger views"
+        ) from error
+
+
 def _claim(folder: Path, config: DictConfig) -> None:
     """Write the resolved configuration; a folder that holds a run already is refused."""
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "config.yaml", "x", encoding="utf-8") as file:
             file.write(OmegaConf.to_yaml(config, resolve=True))
     except FileExistsError:
         raise UserError(f"hydra.run.dir: {folder} holds a run already; choose another folder") from None
+    except OSError as error:
+        raise UserError(f"hydra.run.dir: {folder} cannot be written ({error.strerror}); choose another") from None
 
 
 def _write(path: Path, text: str) -> None:
@@ -237,7 +268,10 @@ def _write(path: Path, text: str) -> None:
 
 
 def _remove_if_empty(folder: Path) -> None:
+    """Nothing but the resolved configuration in it: nothing was trained, so another try may have the folder."""
     try:
+        if {path.name for path in folder.iterdir()} <= {"config.yaml"}:
+            (folder / "config.yaml").unlink(missing_ok=True)
         folder.rmdir()
         folder.parent.rmdir()
     except OSError:

@@ -110,10 +110,10 @@ def test_without_a_masked_patch_it_is_zero_and_so_is_every_gradient(objective: A
     assert not any(gradient.any() for gradient in given.values())
 
 
-def test_views_without_masks_are_refused(multicrop: Any) -> None:
-    objective = MaskedTokens()
+@pytest.mark.parametrize("objective", [MaskedTokens(), MaskedPixels(patch=2, channels=1)], ids=["tokens", "pixels"])
+def test_views_without_masks_are_refused(objective: Any, multicrop: Any) -> None:
     module = build(objective)
-    with pytest.raises(ValueError, match="needs the masks 'mask'.*views=ibot"):
+    with pytest.raises(ValueError, match=rf"objective\.{objective.name}: views without masked patches.*views=ibot"):
         objective.terms(module, multicrop(), None, None)
 
 

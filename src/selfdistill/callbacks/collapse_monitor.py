@@ -47,6 +47,7 @@ class CollapseMonitor(L.Callback):
         self._embed = embed
         self._bad = 0
         self._measured_at = -1
+        self._told = False
         self.kind: str | None = None
 
     def on_train_batch_end(
@@ -58,6 +59,12 @@ class CollapseMonitor(L.Callback):
         self._measured_at = step
         features = self._features(pl_module, outputs)
         if features is None:
+            if not self._told:
+                self._told = True
+                rank_zero_warn(
+                    f"CollapseMonitor is off: the step of {type(pl_module).__name__} returned no features; "
+                    "give CollapseMonitor(embed=…)"
+                )
             return
         with torch.no_grad():
             spread = float(feature_std(features))
@@ -86,9 +93,11 @@ class CollapseMonitor(L.Callback):
             return self._embed(outputs).flatten(0, -2)
         if not isinstance(outputs, dict):
             return None
-        side = outputs.get(getattr(pl_module, "evaluates", "student")) or outputs.get("student")
-        features = getattr(side, "features", None)
-        return None if features is None else features.flatten(0, -2)
+        for side in (getattr(pl_module, "evaluates", "student"), "student"):
+            features = getattr(outputs.get(side), "features", None)
+            if isinstance(features, Tensor):
+                return features.flatten(0, -2)
+        return None
 
     def _judge(self, spread: float, step: int) -> None:
         if spread >= self.complete_below:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType
@@ -12,10 +13,12 @@ import lightning as L
 
 
 class TrainingInterrupted(Exception):
-    """The run was stopped by a signal; ``checkpoint`` continues it."""
+    """The run was stopped by a signal; ``checkpoint`` continues it (None: it was stopped at once)."""
 
-    def __init__(self, signal_number: int, checkpoint: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(signal_number).name}; continue with {checkpoint}")
+    def __init__(self, signal_number: int, checkpoint: Path | None) -> None:
+        name = signal.Signals(signal_number).name
+        then = "in the middle of a step" if checkpoint is None else f"; {checkpoint} continues it"
+        super().__init__(f"stopped by {name} {then}")
         self.signal_number = signal_number
         self.checkpoint = checkpoint
 
@@ -70,8 +73,9 @@ class GracefulInterrupt(L.Callback):
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:
             self._restore()
-            raise KeyboardInterrupt
+            raise TrainingInterrupted(number, None)
         self._received = number
+        print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

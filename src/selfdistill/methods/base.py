@@ -177,6 +177,11 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
             loader.trainer = self.trainer
 
     def training_step(self, batch: Views, batch_idx: int) -> dict[str, Any]:
+        if not isinstance(batch, Views):
+            raise TypeError(
+                f"batch: a {type(batch).__name__} given, allowed is Views; make the loader with "
+                "selfdistill.views.ViewLoader(dataset, views=…) or a selfdistill DataModule"
+            )
         with torch.no_grad():
             targets = self.targets(batch)
         predictions = self.predictions(batch)
@@ -230,7 +235,9 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         self.optimizer_recipe.apply(optimizer, self.clock)
-        self.log("optimizer/lr", max(group["lr"] for group in optimizer.param_groups), batch_size=1)
+        # the rate that the recipe names: groups may have factors of it
+        first = optimizer.param_groups[0]
+        self.log("optimizer/lr", first["lr"] / (first.get("lr_factor") or 1.0), batch_size=1)
 
     def configure_gradient_clipping(
         self,

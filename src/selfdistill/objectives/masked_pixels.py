@@ -48,7 +48,7 @@ class MaskedPixels(Objective):
     def terms(
         self, module: SelfDistillModule[Any, Any], views: Views, predictions: Any, targets: Any
     ) -> dict[str, Tensor]:
-        crops = masked_crops(views)
+        crops = masked_crops(views, self.name)
         wanted = self._targets(views, crops)
         decoded = self.decoder(encode_masked(module, views, crops, self.mask_token))
         return {"masked_pixels": mean_where((decoded - wanted).abs().mean(-1), is_masked(views))}

@@ -38,7 +38,7 @@ class MaskedTokens(Objective):
     def terms(
         self, module: SelfDistillModule[Any, Any], views: Views, predictions: Any, targets: Any
     ) -> dict[str, Tensor]:
-        crops = masked_crops(views)
+        crops = masked_crops(views, self.name)
         wanted = self._targets(module, views, crops)
         predicted = self.regressor(encode_masked(module, views, crops, self.mask_token))
         distance = (predicted - wanted).square().mean(-1)

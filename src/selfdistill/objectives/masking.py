@@ -20,8 +20,16 @@ def new_mask_token(dim: int) -> nn.Parameter:
     return nn.Parameter(nn.init.trunc_normal_(torch.empty(dim), std=0.02))
 
 
-def masked_crops(views: Views) -> Tensor:
-    """The crops that have masks, ``[G·B, C, H, W]``: the student's of the first one's size."""
+def masked_crops(views: Views, objective: str) -> Tensor:
+    """The crops that have masks, ``[G·B, C, H, W]``: the student's of the first one's size.
+
+    Raises:
+        ValueError: none has, which names ``objective``.
+    """
+    if "mask" not in views.masks:
+        raise ValueError(
+            f"objective.{objective}: views without masked patches given; choose views=ibot, dinov2, data2vec or msn"
+        )
     pairs = zip(views.student, views.student_masks, strict=True)
     return torch.cat([crop for crop, mask in pairs if mask is not None])
 

@@ -51,6 +51,8 @@ class TeacherUpdate(L.Callback):
     ) -> None:
         self._student_name = student
         self._teacher_name = teacher
+        if isinstance(momentum, int | float) and not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"TeacherUpdate.momentum: {momentum} given, allowed is 0 to 1")
         self._momentum = None if momentum is None else as_schedule(momentum)
         self._buffers = buffers
         self.clock = Clock()
