@@ -10,7 +10,7 @@ ARGS ?=
 help:  ## Print the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# The stamps hold the dependency list that was installed: nothing is installed twice, and a changed
+# A stamp is newer than the dependency list that it was installed from: nothing is installed twice, and a changed
 # pyproject.toml is noticed.
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -42,10 +42,10 @@ types: $(VENV)/.installed-dev  ## Type check
 	$(BIN)/mypy
 
 test: $(VENV)/.installed-dev lint types  ## Lint, types and the quick tests (under 10 minutes)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.installed-dev lint types  ## Every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 clean:  ## Remove caches (never outputs/)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info

@@ -1,7 +1,7 @@
 """Mean ± standard deviation of the final figures over the runs below some folders.
 
-    python -m src.train -m seed=0,1,2
-    python benchmarks/figures.py outputs/sweeps/<time>
+python -m src.train -m seed=0,1,2
+python benchmarks/figures.py outputs/sweeps/<time>
 """
 
 from __future__ import annotations

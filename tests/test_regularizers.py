@@ -212,3 +212,9 @@ def test_variance_covariance_in_half_precision_is_float32_also_under_autocast(dt
 def test_bad_input_is_refused(call: Callable[[], object], message: str):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_koleo_does_not_hide_a_nan() -> None:
+    features = torch.randn(4, 3)
+    features[1, 0] = float("nan")
+    assert not torch.isfinite(koleo(features))

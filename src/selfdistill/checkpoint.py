@@ -33,10 +33,14 @@ def checked_checkpoint(path: str, module: SelfDistillModule[Any, Any]) -> str:
                 f"ckpt_path: {name!r} differs between the checkpoint and this run; "
                 "use the settings of the run that wrote it (its config.yaml)"
             )
+    ours, theirs_config = module.provenance.get("config", {}), stored["selfdistill"]["config"]
+    name, was = ours.get("optimizer", {}).get("name"), theirs_config.get("optimizer", {}).get("name")
+    if name != was:
+        raise UserError(f"optimizer.name: {name} given, the checkpoint holds the state of {was}; continue with {was}")
     last = module.provenance.get("config", {}).get("trainer", {}).get("max_epochs") or -1
     if 0 < last <= stored["epoch"]:
         raise UserError(f"trainer.max_epochs: {last} given, the checkpoint is in epoch {stored['epoch'] + 1} already")
-    _say_what_changed(module.provenance.get("config", {}), stored["selfdistill"]["config"])
+    _say_what_changed(ours, theirs_config)
     return path
 
 

@@ -75,6 +75,9 @@ RULES: dict[str, Range] = {
     r"data\.(batch_size|eval_batch_size)": Range(1, whole=True),
     r"data\.num_workers": Range(0, whole=True),
     r"student\.noise": Range(0),
+    r"backbone\.drop_path": Range(0, 0.99),
+    r"evaluation\.(k|draws)": Range(1, whole=True),
+    r"evaluation\.temperature": Range(0, open_low=True),
     r"seed": Range(0, 2**32 - 1, whole=True),
     r"trainer\.(max_epochs|max_steps)": Range(1, whole=True, also=(-1, None)),
     r"trainer\.accumulate_grad_batches": Range(1, whole=True),
@@ -168,7 +171,11 @@ def untypical(plain: Mapping[str, Any], changed: Sequence[str]) -> list[str]:
     """A line for each key of ``changed`` whose value is allowed but outside its typical range."""
     values = dict(flatten(plain))
     warnings = []
+    paper = plain.get("method", {}).get("paper", {})
+    published = {"teacher.momentum": paper.get("momentum"), "optimizer.lr": paper.get("optimizer", {}).get("lr")}
     for path in changed:
+        if values.get(path) == published.get(path, object()):
+            continue
         rule, value = _rule(path), values.get(path)
         if rule is None or rule.typical is None or not isinstance(value, int | float):
             continue
@@ -221,8 +228,15 @@ def _explain(config_name: str, overrides: Sequence[str], error: HydraException) 
         known = [path for path, _ in flatten(_compose(config_name, groups))]
         if wanted in known:
             return f"{wanted}: a mapping takes its entries one by one: +{wanted}.<name>=<value>"
+        if wanted.rpartition(".")[0] in known:
+            return f"{wanted}: a new entry of a mapping is written with a plus: +{wanted}=<value>"
         return f"{wanted}: no such key{_nearest(wanted, known)}; all keys: --cfg job"
-    if "LexerNoViableAlt" in text or "token recognition" in text or "no viable alternative" in text:
+    if (
+        "mismatched input" in text
+        or "LexerNoViableAlt" in text
+        or "token recognition" in text
+        or "no viable alternative" in text
+    ):
         line = _first_line(error).removeprefix("LexerNoViableAltException: ")
         return f"{line}: put the value in quotes inside the argument: 'key=\"value\"'"
     if "Ambiguous value" in text:

@@ -39,7 +39,7 @@ def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
         x_ND = _at_least_float32(features)
         norm_N1 = torch.linalg.vector_norm(x_ND, dim=1, keepdim=True)
         # A zero row has no direction to correct; a gradient divided by eps would overflow float16.
-        x_ND = torch.where(norm_N1 > eps, x_ND / norm_N1.clamp_min(eps), 0.0)
+        x_ND = torch.where(norm_N1 <= eps, 0.0, x_ND / norm_N1.clamp_min(eps))
         similarity_NN = x_ND.detach() @ x_ND.detach().T
         # Any finite value could tie with a true neighbour: opposite points have similarity −1.
         nearest_N = similarity_NN.fill_diagonal_(-math.inf).argmax(1)

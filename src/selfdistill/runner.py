@@ -58,7 +58,16 @@ def fit(config: DictConfig) -> float | None:
     try:
         with clear_errors():
             return _fit(config, folder)
-    except (UserError, KeyboardInterrupt):
+    except UserError:
+        _remove_if_empty(folder)
+        raise
+    except KeyboardInterrupt:
+        last = folder / "checkpoints" / "last.ckpt"
+        if last.exists():
+            print(
+                f"\nstopped after training; the same command with ckpt_path={last} gives the figures", file=sys.stderr
+            )
+            sys.exit(130)
         _remove_if_empty(folder)
         raise
     except TrainingInterrupted as stop:
@@ -79,7 +88,8 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     _try_backbone(module, datamodule)
     checkpoint = None if config.ckpt_path is None else checked_checkpoint(config.ckpt_path, module)
     callbacks = build_callbacks(config, folder)
-    if not datamodule.labelled:
+    if not datamodule.labelled or not any(isinstance(c, OnlineKNN) for c in callbacks):
+        # nothing tells which checkpoint is best
         callbacks = [c for c in callbacks if not (isinstance(c, ModelCheckpoint) and c.monitor)]
     trainer = build_trainer(config, callbacks)
     if trainer.is_global_zero:
@@ -102,6 +112,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
 
     figures: dict[str, Figures] = {}
     if datamodule.labelled:
+        module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
         figures = {"trained": backbone_figures(module, datamodule, **plain["evaluation"]), **baselines}
     monitor = next((c for c in callbacks if isinstance(c, CollapseMonitor)), None)
     online = next((c for c in callbacks if isinstance(c, OnlineKNN)), None)
@@ -158,7 +169,7 @@ def build_method(config: DictConfig) -> SelfDistillModule[Any, Any]:
     module = instantiate(settings, _partial_=True)(**parts)
     if not isinstance(module, SelfDistillModule):
         raise UserError(f"method._target_: {target.__name__} given, allowed is a SelfDistillModule")
-    module.student.noise = float(config.student.noise)
+    module.student.noise = float(OmegaConf.select(config, "student.noise", default=0.0))
     return module
 
 
@@ -177,9 +188,7 @@ def build_teacher(config: DictConfig) -> TeacherPolicy:
 def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
     """The callbacks of the group, what shows progress, and last the teacher's update."""
     named = [instantiate(value) for value in config.callbacks.values() if value is not None]
-    shown = ProgressBar() if sys.stdout.isatty() else EpochLines()
-    if not isinstance(shown, ProgressBar):
-        config.trainer.enable_progress_bar = False  # struct allows it: the key stands in conf/trainer
+    shown = ProgressBar() if config.trainer.enable_progress_bar and sys.stdout.isatty() else EpochLines()
     stop = GracefulInterrupt(folder / "checkpoints" / "last.ckpt")
     return [*named, shown, TeacherUpdate(), stop]
 
@@ -187,7 +196,8 @@ def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
 def build_trainer(config: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
     """The Trainer of ``config.trainer``; what Lightning refuses is said in one line."""
     try:
-        return instantiate(config.trainer, callbacks=callbacks, logger=False)
+        bar = config.trainer.enable_progress_bar and any(isinstance(c, ProgressBar) for c in callbacks)
+        return instantiate(config.trainer, callbacks=callbacks, logger=False, enable_progress_bar=bar)
     except InstantiationException as error:
         reason = str(error.__cause__ or error).split("\n")[0]
         raise UserError(f"trainer: {reason}") from error

@@ -67,9 +67,7 @@ def test_the_ends_of_momentum(momentum: int):
     torch.testing.assert_close(center.center, (1 - momentum) * batch.mean(0, keepdim=True))
 
 
-@pytest.mark.parametrize(
-    "bad", [torch.empty(0, 2), torch.tensor([[float("inf"), 0.0]]), torch.full((1, 2), torch.nan)]
-)
+@pytest.mark.parametrize("bad", [torch.empty(0, 2), torch.tensor([[float("inf"), 0.0]]), torch.full((1, 2), torch.nan)])
 def test_no_sample_or_a_non_finite_one_leaves_the_center_alone(bad: torch.Tensor):
     center = Center(2)
     center.observe(torch.tensor([[1.0, 2.0]]))

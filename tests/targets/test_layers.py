@@ -21,9 +21,7 @@ def standardise(x: torch.Tensor, dim: int) -> torch.Tensor:
 def test_equals_normalise_stack_mean(top_k: int, norm: Any, post_norm: bool):
     layers = blocks(5)
     dim = {"layer": 2, "instance": 1, None: None}[norm]
-    chosen = [
-        layer.double() if dim is None else standardise(layer.double(), dim) for layer in layers[5 - top_k :]
-    ]
+    chosen = [layer.double() if dim is None else standardise(layer.double(), dim) for layer in layers[5 - top_k :]]
     expected = torch.stack(chosen).mean(0)
     if post_norm:
         expected = standardise(expected, 2)
@@ -41,9 +39,7 @@ def test_scale_of_a_layer_does_not_matter_once_normalised(norm: Any):
     layers = blocks(3)
     scaled = [layer * 10**i for i, layer in enumerate(layers)]
     out = average_layers(layers, top_k=3, norm=norm, post_norm=False)
-    torch.testing.assert_close(
-        average_layers(scaled, top_k=3, norm=norm, post_norm=False), out, rtol=1e-3, atol=1e-3
-    )
+    torch.testing.assert_close(average_layers(scaled, top_k=3, norm=norm, post_norm=False), out, rtol=1e-3, atol=1e-3)
 
 
 def test_earlier_layers_may_have_other_shapes():

@@ -7,9 +7,7 @@ from selfdistill.targets import sinkhorn
 
 
 def scores(samples: int, prototypes: int, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
-    return scale * torch.randn(samples, prototypes, generator=torch.Generator().manual_seed(seed)).clamp(
-        -3, 3
-    )
+    return scale * torch.randn(samples, prototypes, generator=torch.Generator().manual_seed(seed)).clamp(-3, 3)
 
 
 def plain(x: torch.Tensor, epsilon: float, iterations: int) -> torch.Tensor:

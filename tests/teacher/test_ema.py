@@ -7,9 +7,20 @@ import copy
 import pytest
 import timm
 import torch
+from timm.layers import PatchDropout
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from selfdistill.teacher import EMA, ema_update, make_teacher
+
+
+class Last(nn.Module):
+    def __init__(self, recurrent: nn.Module) -> None:
+        super().__init__()
+        self.recurrent = recurrent
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.recurrent(x)[0]
 
 
 def network() -> nn.Sequential:
@@ -46,6 +57,23 @@ def test_drop_path_is_off_in_the_teacher() -> None:
     teacher = make_teacher(student).train()
     images = torch.randn(8, 3, 32, 32)
     assert torch.equal(teacher(images), teacher(images))
+
+
+@pytest.mark.parametrize(
+    "student",
+    [
+        nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True),
+        nn.Sequential(PatchDropout(0.5), nn.Linear(8, 8)),
+        StochasticDepth(0.5, "row"),
+        Last(nn.LSTM(8, 8, num_layers=2, dropout=0.5, batch_first=True)),
+    ],
+    ids=["attention", "patch dropout", "stochastic depth", "lstm"],
+)
+def test_no_kind_of_dropout_is_left_in_the_teacher(student: nn.Module) -> None:
+    tokens = torch.randn(6, 12, 8)
+    teacher = make_teacher(student).train()
+    assert torch.equal(teacher(tokens), teacher(tokens))
+    assert not torch.equal(student.train()(tokens), student(tokens))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.3, 0.5, 0.996, 1.0])

@@ -26,7 +26,8 @@ class CollapseMonitor(L.Callback):
 
     Args:
         every: optimizer steps between two measurements.
-        complete_below: ``monitor/std`` under this is named ``complete``.
+        complete_below: ``monitor/std`` under this is named ``complete``: healthy runs of this package stay
+            above 0.5, constant features are at 0.
         patience: measurements in a row before it is named.
         embed: ``outputs of the step -> [N, D]`` for a module that is not ours.
     """
@@ -78,7 +79,7 @@ class CollapseMonitor(L.Callback):
             pl_module.log(name, value, prog_bar=name == "monitor/rank", logger=False, batch_size=1)
         # straight to the loggers: Lightning writes only what falls on its own interval
         for logger in trainer.loggers:
-            logger.log_metrics(measured, step=step)
+            logger.log_metrics(measured, step=step - 1)
         self._judge(spread, step)
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,9 +26,13 @@ class OnlineKNN(L.Callback):
     Args:
         k: neighbours that vote.
         temperature: of the vote, exp(similarity / temperature).
-        every_n_epochs: evaluate each so many epochs; the last value is logged again in between.
+        every_n_epochs: evaluate at the first validation and then each so many epochs; in between the last value
+            is logged again.
         bank: a loader of ``(images, labels)``; None asks the data module.
         embed: ``(module, images) -> [B, D]``; None calls the module's own ``embed``.
+
+    Raises:
+        ValueError: a count below 1, or a module without ``embed`` where none is given.
     """
 
     def __init__(
@@ -102,7 +106,7 @@ class OnlineKNN(L.Callback):
             return False
         epochs = trainer.max_epochs or -1
         epoch = trainer.current_epoch + 1
-        return epoch % self.every_n_epochs == 0 or epoch == epochs
+        return epoch % self.every_n_epochs == 0 or epoch == epochs or self.accuracy is None
 
     def _features(self, pl_module: L.LightningModule, images: Tensor) -> Tensor:
         if self._embed is not None:

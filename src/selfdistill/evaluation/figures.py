@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -56,11 +57,16 @@ def pixel_figures(
     shots: Sequence[int] = (1, 5),
     draws: int = 20,
 ) -> Figures:
-    """The same figures for the pixels themselves, in the same treatment."""
+    """The same figures for the pixels themselves, in the same treatment; images above 32 px are averaged to 32."""
     cpu = torch.device("cpu")
-    train = extract_features(lambda x: x.flatten(1), data.evaluation_loader("train"), cpu)
-    test = extract_features(lambda x: x.flatten(1), data.evaluation_loader("test"), cpu)
+    train = extract_features(_pixels, data.evaluation_loader("train"), cpu)
+    test = extract_features(_pixels, data.evaluation_loader("test"), cpu)
     return _figures(train, test, k, temperature, shots, draws)
+
+
+def _pixels(images: Tensor) -> Tensor:
+    small = F.adaptive_avg_pool2d(images, 32) if max(images.shape[-2:]) > 32 else images
+    return small.flatten(1)
 
 
 def _figures(
@@ -72,7 +78,10 @@ def _figures(
     draws: int,
 ) -> Figures:
     figures = {"knn": knn_accuracy(*train, *test, k=k, temperature=temperature)}
+    fewest = int(train[1].unique(return_counts=True)[1].min())
     for n in shots:
+        if n > fewest:
+            continue  # a class has fewer images than that
         result = few_shot_accuracy(*train, *test, shots=n, draws=draws)
         figures[f"{_WORDS.get(n, str(n))}_shot"] = float(result)
     return figures

@@ -44,6 +44,9 @@ P = TypeVar("P")
 T = TypeVar("T")
 
 
+_SCALER_PATIENCE = 20
+
+
 class NonFiniteLossError(RuntimeError):
     """A loss term became NaN or infinite."""
 
@@ -93,6 +96,8 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         self.provenance: dict[str, Any] = {}
         """Plain values stored in every checkpoint (the runner puts the resolved config here)."""
         self._observable: tuple[Views, P, T] | None = None
+        self._non_finite = torch.zeros(())
+        self._last_terms: dict[str, Tensor] = {}
         for objective in self.objectives.values():
             if isinstance(objective, Objective):
                 objective.attach(self)
@@ -189,14 +194,19 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
             terms, weights = self._weighed_terms(batch, predictions, targets)
             loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         self._observable = (batch, predictions, targets)
-        self._guard_finite(terms)
+        self._last_terms = {name: term.detach() for name, term in terms.items()}
+        # counted on the device: reading it would wait for it
+        bad = ~torch.isfinite(loss.detach())
+        self._non_finite = (self._non_finite.to(bad.device) + 1) * bad
+        every = 1 if self.device.type == "cpu" else max(getattr(self.trainer, "log_every_n_steps", 1), 1)
+        if self.clock.step % every == 0:
+            self._refuse_non_finite()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch.batch_size)
         if len(terms) > 1:
-            detached = {f"train/{name}": term.detach() for name, term in terms.items()}
-            self.log_dict(detached, batch_size=batch.batch_size)
+            self.log_dict({f"train/{n}": term for n, term in self._last_terms.items()}, batch_size=batch.batch_size)
         return {
             "loss": loss,
-            "terms": {name: term.detach() for name, term in terms.items()},
+            "terms": self._last_terms,
             "student": _detached(predictions),
             "teacher": _detached(targets),
         }
@@ -251,20 +261,17 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         self.optimizer_recipe.freeze_gradients(self.parameter_roles(), self.clock)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._refuse_non_finite()
         checkpoint["selfdistill"] = {"method": type(self).__name__, **self.provenance}
 
-    def _weighed_terms(
-        self, views: Views, predictions: P, targets: T
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def _weighed_terms(self, views: Views, predictions: P, targets: T) -> tuple[dict[str, Tensor], dict[str, float]]:
         terms = dict(self.terms(predictions, targets))
         owners = {name: name for name in terms}
         for owner, objective in self.objectives.items():
             extra: dict[str, Tensor] = cast(Objective, objective).terms(self, views, predictions, targets)
             for name, term in extra.items():
                 if name in terms:
-                    raise ValueError(
-                        f"objective: the term {name!r} exists twice; set weights.{name}=… of the one that there is"
-                    )
+                    raise ValueError(f"objective: the term {name!r} exists twice; set weights.{name}=… instead")
                 terms[name], owners[name] = term, owner
         known = {*terms, *owners.values()}
         for name in self.weights:
@@ -276,19 +283,19 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         }
         return terms, weights
 
-    def _guard_finite(self, terms: Mapping[str, Tensor]) -> None:
-        # On an accelerator reading the loss waits for the device: there it is read where it is logged anyway.
+    def _refuse_non_finite(self) -> None:
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        every = 1 if self.device.type == "cpu" else max(getattr(self.trainer, "log_every_n_steps", 1), 1)
-        if scaled or self.clock.step % every:
+        # a gradient scaler skips such steps, and finds its scale in some of them
+        if self._non_finite.item() < (_SCALER_PATIENCE if scaled else 1):
             return
-        for name, term in terms.items():
-            if not torch.isfinite(term).item():
-                raise NonFiniteLossError(
-                    f"loss term {name!r} is {term.item()} at step {self.clock.step}; the usual causes are a "
-                    "learning rate that is too high (optimizer.lr), a temperature that is too low, or no "
-                    "warm-up (optimizer.warmup); the last checkpoint before this step is kept"
-                )
+        name, term = next(
+            ((n, t) for n, t in self._last_terms.items() if not torch.isfinite(t)), next(iter(self._last_terms.items()))
+        )
+        raise NonFiniteLossError(
+            f"loss term {name!r} is {term.item()} at step {self.clock.step}; the usual causes are a "
+            "learning rate that is too high (optimizer.lr), a temperature that is too low, or no "
+            "warm-up (optimizer.warmup); the last checkpoint before this step is kept"
+        )
 
 
 def _detached(value: Any) -> Any:

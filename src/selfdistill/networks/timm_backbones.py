@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from selfdistill.heads import sincos_2d
 from selfdistill.networks.backbones import Backbone, Features, ModuleBackbone, block_positions
 
 
@@ -141,7 +142,7 @@ def build_backbone(
     from timm.models.vision_transformer import VisionTransformer
 
     if name == "small_vit":
-        small: nn.Module = VisionTransformer(
+        small: Any = VisionTransformer(
             img_size=image_size or 32,
             patch_size=patch_size or 4,
             in_chans=channels,
@@ -151,7 +152,12 @@ def build_backbone(
             num_heads=4,
             drop_path_rate=drop_path,
             dynamic_img_size=True,
+            # timm's default, a standard deviation of .02, is for wide networks: here the blocks would hardly add to
+            # their input, and positions hardly to patches, which a short run does not make up for
+            weight_init="jax",
         )
+        with torch.no_grad():
+            small.pos_embed[:, small.num_prefix_tokens :].copy_(sincos_2d(128, small.patch_embed.grid_size))
         return TimmViT(small)
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, ["small_cnn", "small_vit", *timm.list_models()], n=3)

@@ -45,6 +45,6 @@ class Supervised(Objective):
         if views.labels is None:
             raise ValueError("objective.supervised: views without labels given; choose data with labels, or another")
         logits = self.classifier(predictions.features.to(self.classifier.weight.dtype))
-        labels = views.labels.repeat_interleave(len(logits))
+        labels = views.labels.expand(len(logits), -1).flatten()
         loss = F.cross_entropy(logits.flatten(0, 1), labels.clamp_min(0), reduction="none")
         return {"supervised": mean_where(loss, labels >= 0)}

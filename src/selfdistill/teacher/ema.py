@@ -13,6 +13,9 @@ Buffers = Literal["own", "copy", "ema"]
 """What happens to float buffers (batch-norm statistics): the teacher keeps its own, takes the
 student's, or averages them. Integer and bool buffers are always copied."""
 
+# Randomness by class: timm's, torchvision's, and a Tower's own. By name, since neither need be installed here.
+_RATES = {"DropPath": "drop_prob", "PatchDropout": "prob", "StochasticDepth": "p", "Tower": "noise"}
+
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
@@ -27,10 +30,10 @@ def make_teacher(student: ModuleT) -> ModuleT:
     for part in teacher.modules():
         if isinstance(part, nn.modules.dropout._DropoutNd):
             part.p = 0.0
-        # drop path of timm, and the input noise of a Tower
-        for rate in ("drop_prob", "noise"):
-            if isinstance(getattr(part, rate, None), float):
-                setattr(part, rate, 0.0)
+        elif isinstance(part, nn.MultiheadAttention | nn.RNNBase):
+            part.dropout = 0.0
+        elif type(part).__name__ in _RATES:
+            setattr(part, _RATES[type(part).__name__], 0.0)
     return teacher
 
 

@@ -79,3 +79,15 @@ def test_mean_where() -> None:
     assert values.grad is not None
     assert values.grad.tolist() == [0.5, 0, 0.5, 0]
     assert mean_where(values, torch.zeros(4, dtype=torch.bool)).item() == 0
+
+
+def test_mean_where_averages_to_the_mean_over_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank has chosen one value, the other three."""
+    values, chosen = (
+        torch.arange(8.0).view(2, 4),
+        torch.tensor([[True, False, False, False], [True, True, False, True]]),
+    )
+    monkeypatch.setattr("selfdistill.objectives.base.world_size", lambda: 2)
+    monkeypatch.setattr("selfdistill.objectives.base.all_reduce_sum", lambda _: torch.tensor(4.0))
+    ranks = [mean_where(v, c) for v, c in zip(values, chosen, strict=True)]
+    assert sum(ranks) / 2 == values[chosen].mean()

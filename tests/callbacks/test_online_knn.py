@@ -1,0 +1,101 @@
+"""k-NN while training: the right figure of the right network, at the right time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from selfdistill.callbacks import EpochLines, OnlineKNN
+
+
+def split(seed: int, count: int) -> TensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 3, (count,), generator=generator)
+    return TensorDataset(torch.randn(count, 5, generator=generator) + 1.5 * labels[:, None], labels)
+
+
+class Foreign(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5))
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self.net(batch[0]).square().mean()
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        assert not self.net.training
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.net.parameters(), lr=0.0)
+
+
+def embed(module: Any, images: Tensor) -> Tensor:
+    return module.net(images)
+
+
+def fit(tmp_path: Path, *callbacks: L.Callback, epochs: int = 1) -> tuple[L.Trainer, Foreign]:
+    module = Foreign()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_epochs=epochs,
+        num_sanity_val_steps=1,
+        callbacks=list(callbacks),
+    )
+    trainer.fit(module, DataLoader(split(0, 60), batch_size=20), DataLoader(split(1, 50), batch_size=16))
+    return trainer, module
+
+
+def test_the_figure_is_scikit_learns(tmp_path: Path) -> None:
+    bank, queries = split(0, 60), split(1, 50)
+    callback = OnlineKNN(k=7, temperature=0.1, bank=DataLoader(bank, batch_size=13), embed=embed)
+    trainer, module = fit(tmp_path, callback)
+    module.eval()
+    with torch.no_grad():
+        a, b = (nn.functional.normalize(module.net(s.tensors[0])) for s in (bank, queries))
+    # cosine distance to weight: exp((1 − d)/T)
+    reference = KNeighborsClassifier(
+        7, metric="cosine", algorithm="brute", weights=lambda d: torch.exp((1 - torch.tensor(d)) / 0.1).numpy()
+    ).fit(a.numpy(), bank.tensors[1].numpy())
+    expected = reference.score(b.numpy(), queries.tensors[1].numpy())
+    assert callback.accuracy == pytest.approx(expected)
+    assert float(trainer.callback_metrics["val/knn"]) == pytest.approx(expected)
+
+
+def test_evaluates_at_the_first_epoch_and_each_nth(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    class Counted(OnlineKNN):
+        def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            if self._queries:
+                calls.append(trainer.current_epoch + 1)
+            super().on_validation_epoch_end(trainer, pl_module)
+
+    fit(tmp_path, Counted(every_n_epochs=3, bank=DataLoader(split(0, 60), batch_size=60), embed=embed), epochs=7)
+    assert calls == [1, 3, 6, 7]
+
+
+def test_without_a_bank_or_an_embedding(tmp_path: Path) -> None:
+    silent = OnlineKNN(embed=embed)
+    fit(tmp_path, silent)
+    assert silent.accuracy is None
+    with pytest.raises(ValueError, match=r"Foreign has no embed\(images\)"):
+        fit(tmp_path, OnlineKNN(bank=DataLoader(split(0, 60))))
+
+
+def test_epoch_lines_are_few_and_end_with_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path, EpochLines(lines=3), epochs=7)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert [line.split()[1] for line in lines] == ["1/7", "3/7", "6/7", "7/7"]
