@@ -37,7 +37,7 @@ from selfdistill.data import DataModule
 from selfdistill.evaluation.features import evaluating
 from selfdistill.evaluation.figures import Figures, backbone_figures, figures_table, pixel_figures
 from selfdistill.methods import SelfDistillModule
-from selfdistill.methods.base import NonFiniteLossError
+from selfdistill.methods.finite import NonFiniteLossError
 from selfdistill.teacher import TeacherPolicy
 from selfdistill.views import ViewRecipe
 

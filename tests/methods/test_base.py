@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from selfdistill.methods import BYOL, Outputs, SelfDistillModule
-from selfdistill.methods.base import NonFiniteLossError
+from selfdistill.methods.finite import NonFiniteLossError
 from selfdistill.networks import ModuleBackbone, SmallCNN, Tower
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.schedules import LinearSchedule

@@ -94,8 +94,13 @@ def test_the_regressor_and_the_mask_token_are_the_students_alone() -> None:
 
 
 def test_declarations() -> None:
-    data2vec = module()
+    data2vec = module().eval()
     assert data2vec.evaluated_tower is data2vec.teacher
+    images = torch.randn(4, 1, 8, 8)
+    tokens = data2vec.teacher.backbone(images).tokens  # type: ignore[union-attr]
+    torch.testing.assert_close(data2vec.embed(images), sum(tokens[:, n] for n in range(N)) / N)
+    assert data2vec.targets(views()).features.shape == (1, B, D)
+    assert data2vec.predictions(views()).features.shape == (1, B, D)
     assert data2vec.teacher_policy.mode == "eval"
     assert data2vec.teacher_policy.buffer_rule == "copy"
     momentum = data2vec.teacher_policy.schedule

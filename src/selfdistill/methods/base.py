@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import lightning as L
@@ -17,6 +16,8 @@ from torch.optim import Optimizer
 
 from selfdistill.data import ResumableLoader
 from selfdistill.divergences import Divergence
+from selfdistill.methods.finite import FiniteGuard
+from selfdistill.methods.outputs import Outputs, detached
 from selfdistill.networks import Tower
 from selfdistill.objectives import Objective
 from selfdistill.optim import OptimizerRecipe
@@ -24,31 +25,8 @@ from selfdistill.schedules import Clock, Schedule, as_schedule
 from selfdistill.teacher import TeacherPolicy, TeacherUpdate
 from selfdistill.views import Views
 
-
-@dataclass
-class Outputs:
-    """What one side of a method computed; methods with more to hand over extend it.
-
-    Attributes:
-        projections: ``[V, B, P]``, what the loss compares (one tensor a head for several heads).
-        features: ``[V, B, D]`` pooled backbone features, for monitors and objectives.
-        pairs: (student slot, teacher slot) to compare; on the student's side only.
-    """
-
-    projections: Tensor
-    features: Tensor
-    pairs: tuple[tuple[int, int], ...] = ()
-
-
 P = TypeVar("P")
 T = TypeVar("T")
-
-
-_SCALER_PATIENCE = 20
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss term became NaN or infinite."""
 
 
 class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
@@ -96,8 +74,7 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         self.provenance: dict[str, Any] = {}
         """Plain values stored in every checkpoint (the runner puts the resolved config here)."""
         self._observable: tuple[Views, P, T] | None = None
-        self._non_finite = torch.zeros(())
-        self._last_terms: dict[str, Tensor] = {}
+        self._guard = FiniteGuard()
         for objective in self.objectives.values():
             if isinstance(objective, Objective):
                 objective.attach(self)
@@ -194,21 +171,19 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
             terms, weights = self._weighed_terms(batch, predictions, targets)
             loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         self._observable = (batch, predictions, targets)
-        self._last_terms = {name: term.detach() for name, term in terms.items()}
-        # counted on the device: reading it would wait for it
-        bad = ~torch.isfinite(loss.detach())
-        self._non_finite = (self._non_finite.to(bad.device) + 1) * bad
+        detached_terms = {name: term.detach() for name, term in terms.items()}
+        self._guard.watch(loss, detached_terms)
         every = 1 if self.device.type == "cpu" else max(getattr(self.trainer, "log_every_n_steps", 1), 1)
         if self.clock.step % every == 0:
             self._refuse_non_finite()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=batch.batch_size)
         if len(terms) > 1:
-            self.log_dict({f"train/{n}": term for n, term in self._last_terms.items()}, batch_size=batch.batch_size)
+            self.log_dict({f"train/{n}": term for n, term in detached_terms.items()}, batch_size=batch.batch_size)
         return {
             "loss": loss,
-            "terms": self._last_terms,
-            "student": _detached(predictions),
-            "teacher": _detached(targets),
+            "terms": detached_terms,
+            "student": detached(predictions),
+            "teacher": detached(targets),
         }
 
     def on_after_backward(self) -> None:
@@ -284,27 +259,6 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         return terms, weights
 
     def _refuse_non_finite(self) -> None:
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         # a gradient scaler skips such steps, and finds its scale in some of them
-        if self._non_finite.item() < (_SCALER_PATIENCE if scaled else 1):
-            return
-        name, term = next(
-            ((n, t) for n, t in self._last_terms.items() if not torch.isfinite(t)), next(iter(self._last_terms.items()))
-        )
-        raise NonFiniteLossError(
-            f"loss term {name!r} is {term.item()} at step {self.clock.step}; the usual causes are a "
-            "learning rate that is too high (optimizer.lr), a temperature that is too low, or no "
-            "warm-up (optimizer.warmup); the last checkpoint before this step is kept"
-        )
-
-
-def _detached(value: Any) -> Any:
-    """``value`` without graph: step outputs reach callbacks and would keep it alive."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, Outputs):
-        fields = {name: _detached(item) for name, item in vars(value).items()}
-        return type(value)(**fields)
-    if isinstance(value, list | tuple):
-        return [_detached(item) for item in value]
-    return value
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        self._guard.refuse(self.clock.step, patience=20 if scaled else 1)

@@ -28,7 +28,7 @@ class Data2Vec(SelfDistillModule[Outputs, Outputs]):
     outputs of the teacher's last K blocks on the whole image, LN without parameters, r a linear regressor that only
     the student has. D is smooth L1 (β = 2), averaged over features as in the authors' code for images; there the
     features are summed and divided by √D in the code for all modalities. The token in the place of masked patches
-    is learned. What is evaluated is the pooled feature, here of the teacher. Defaults are those for ViT-B/16, but
+    is learned. What is evaluated is the mean of the patch tokens, which is what the authors fine-tune. Defaults are those for ViT-B/16, but
     for its drop path of .25, which is the backbone's to have.
 
     Args:
@@ -78,16 +78,22 @@ class Data2Vec(SelfDistillModule[Outputs, Outputs]):
         features, _ = self.teaching_tower(views.teacher, layers=self.layers)
         layers = [layer.flatten(0, 1) for layer in features.layers]
         wanted = average_layers(layers, top_k=len(layers), norm=None, post_norm=True)
-        return Outputs(wanted.flatten(0, 1).index_select(0, views.mask("masked")), features.pooled)
+        assert features.tokens is not None
+        return Outputs(wanted.flatten(0, 1).index_select(0, views.mask("masked")), features.tokens.mean(2))
 
     def predictions(self, views: Views) -> Outputs:
         features, _ = self.student(views.student, mask=views.student_masks, mask_token=self.mask_token)
         assert features.tokens is not None
         masked = features.tokens.flatten(0, 2).index_select(0, views.mask("masked"))
-        return Outputs(self.regressor(masked), features.pooled, views.same)
+        return Outputs(self.regressor(masked), features.tokens.mean(2), views.same)
 
     def terms(self, predictions: Outputs, targets: Outputs) -> dict[str, Tensor]:
         return {"latent": self.divergence(predictions.projections, targets.projections, self.clock).mean()}
+
+    def embed(self, images: Tensor) -> Tensor:
+        tokens = self.evaluated_tower.backbone(images).tokens
+        assert tokens is not None
+        return tokens.mean(1)
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         return {"predictor": list(self.regressor.parameters())}

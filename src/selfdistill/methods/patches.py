@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from selfdistill.methods.base import Outputs
+from selfdistill.methods.outputs import Outputs
 from selfdistill.networks import Backbone
 from selfdistill.views import Views
 

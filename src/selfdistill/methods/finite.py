@@ -1,0 +1,43 @@
+"""A loss that became NaN or infinite is noticed without waiting for the device at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss term became NaN or infinite."""
+
+
+class FiniteGuard:
+    """Counts, on the device, the steps in a row whose loss was not finite."""
+
+    def __init__(self) -> None:
+        self._in_a_row = torch.zeros(())
+        self._terms: Mapping[str, Tensor] = {}
+
+    def watch(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+        """Remember a step: its scalar ``loss`` and the named ``terms`` of it."""
+        self._terms = terms
+        bad = ~torch.isfinite(loss.detach())
+        self._in_a_row = (self._in_a_row.to(bad.device) + 1) * bad
+
+    def refuse(self, step: int, *, patience: int) -> None:
+        """Raise where the last ``patience`` steps or more were bad; this waits for the device.
+
+        Raises:
+            NonFiniteLossError: naming the term, the step and the usual causes.
+        """
+        if self._in_a_row.item() < patience:
+            return
+        name, term = next(
+            ((n, t) for n, t in self._terms.items() if not torch.isfinite(t)), next(iter(self._terms.items()))
+        )
+        raise NonFiniteLossError(
+            f"loss term {name!r} is {term.item()} at step {step}; the usual causes are a learning rate that is too "
+            "high (optimizer.lr), a temperature that is too low, or no warm-up (optimizer.warmup); the last "
+            "checkpoint before this step is kept"
+        )
