@@ -199,7 +199,7 @@ def test_refusals(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_configs(path: Path) -> None:
     config = OmegaConf.create({"data": OmegaConf.load(path)})
     OmegaConf.resolve(config)
-    assert {"channels", "size", "local_size", "patch", "small_stem"} == set(config.data.image)
+    assert {"classes", "channels", "size", "local_size", "patch", "small_stem"} == set(config.data.image)
     settings = {key: value for key, value in config.data.items() if key not in ("image", "root", "download")}
     module = instantiate(settings, recipe=PLAIN, seed=0)
     assert isinstance(module, DataModule)

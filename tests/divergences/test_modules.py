@@ -14,6 +14,7 @@ import yaml
 from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import selfdistill.divergences as divergences
@@ -335,7 +336,7 @@ def test_every_divergence_has_a_configuration():
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 def test_configuration_states_every_argument_with_its_default(path: Path):
-    config = yaml.safe_load(path.read_text())
+    config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     module = instantiate(config)
     case = next(case for case in CASES if case.name == path.stem)
     student, teacher = pair(3, 4)
