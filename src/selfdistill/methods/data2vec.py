@@ -26,10 +26,10 @@ class Data2Vec(SelfDistillModule[Outputs, Outputs]):
 
     ``L = mean over masked patches of D(r(f_s(x_masked)), y)``, ``y = LN(1/K Σ_l a_l)`` (equations 2 and 3): a_l the
     outputs of the teacher's last K blocks on the whole image, LN without parameters, r a linear regressor that only
-    the student has. D is smooth L1 (β = 2), averaged over features as in the authors' code for images; there the
-    features are summed and divided by √D in the code for all modalities. The token in the place of masked patches
-    is learned. What is evaluated is the mean of the patch tokens, which is what the authors fine-tune. Defaults are those for ViT-B/16, but
-    for its drop path of .25, which is the backbone's to have.
+    the student has. D is smooth L1 (β = 2), averaged over features as in the authors' code for images; their code
+    for all modalities sums them and divides by √D. The token in the place of masked patches is learned. What is
+    evaluated is the mean of the patch tokens, which is what the authors fine-tune. Defaults are those for ViT-B/16,
+    but for its drop path of .25, which is the backbone's to have.
 
     Args:
         backbone: a timm name, a :class:`Backbone` or any ``nn.Module``; a vision transformer.
