@@ -22,7 +22,7 @@ pytestmark = pytest.mark.parametrize("method", METHODS)
 
 def composed(method: str, compose: Any) -> Any:
     """With the paper's values: there is no scale for this data set."""
-    return compose(f"method={method}", "data=imagenette", "data.root=somewhere")
+    return compose(f"method={method}", "data=imagenette", "data.root=tests")
 
 
 def as_written(value: Any) -> Any:
