@@ -122,6 +122,22 @@ def test_any_divergence_of_logits(centering: Any) -> None:
     assert value.item() == pytest.approx(js, rel=1e-4)
 
 
+def test_the_pairs_are_the_views_in_any_order_of_crops() -> None:
+    """A local crop first: the teacher's crops 0 and 1 are then the student's 1 and 2."""
+    dino, (predictions, targets) = module(), outputs()
+    batch = views()
+    turned = Views([batch.crops[2], *batch.crops[:2]], (STUDENT, BOTH, BOTH))
+    assert dino.predictions(turned).pairs == ((0, 0), (0, 1), (1, 1), (2, 0))
+    s, t = predictions.projections, targets.projections
+    loss = dino.terms(Outputs(s[[2, 0, 1]], predictions.features, dino.predictions(turned).pairs), targets)["distill"]
+    p_t, expected = centred(t, torch.zeros(1, K)), 0.0
+    for v, g in ((2, 0), (2, 1), (0, 1), (1, 0)):
+        for b in range(B):
+            p_s = softmax(s[v, b].double().tolist(), 0.1)
+            expected -= sum(p * math.log(q) for p, q in zip(p_t[g][b], p_s, strict=True)) / (4 * B)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_divergences_own_temperatures_multiply() -> None:
     predictions, targets = outputs()
     own = module(divergence=CrossEntropy(0.5, 2.0)).terms(predictions, targets)["distill"]
