@@ -20,11 +20,12 @@ LEVELS = [
     {"callbacks", "evaluation"},
     {"config"},
     {"checkpoint"},
+    {"assembly"},
     {"runner"},
     {"cli"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
-KNOW_HYDRA = {"config", "runner", "cli"}
+KNOW_HYDRA = {"config", "assembly", "runner", "cli"}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.name != "__init__.py")
 
 

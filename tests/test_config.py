@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from hydra.utils import instantiate
 
+from selfdistill.assembly import build_teacher
 from selfdistill.config import CONF, UserError, check
-from selfdistill.runner import build_teacher
 
 GROUPS = sorted(
     (folder.name, file.stem)

@@ -1,8 +1,7 @@
-"""One run: instantiate in data-flow order, fit, evaluate, leave the files."""
+"""One run: assemble, fit, evaluate, leave the files."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import sys
@@ -11,10 +10,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import lightning as L
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -22,24 +19,16 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
+from selfdistill.assembly import build_callbacks, build_data, build_method, build_trainer, try_backbone
 from selfdistill.callbacks import (
     CollapseMonitor,
-    EpochLines,
-    GracefulInterrupt,
     OnlineKNN,
-    ProgressBar,
-    TeacherUpdate,
     TrainingInterrupted,
 )
-from selfdistill.checkpoint import checked_checkpoint, read_checkpoint
+from selfdistill.checkpoint import checked_checkpoint
 from selfdistill.config import UserError, check_values, resolved
-from selfdistill.data import DataModule
-from selfdistill.evaluation.features import evaluating
 from selfdistill.evaluation.figures import Figures, backbone_figures, figures_table, pixel_figures
-from selfdistill.methods import SelfDistillModule
 from selfdistill.methods.finite import NonFiniteLossError
-from selfdistill.teacher import TeacherPolicy
-from selfdistill.views import ViewRecipe
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +74,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     datamodule = build_data(config)
     module = build_method(config)
     module.provenance = {"config": plain}
-    _try_backbone(module, datamodule)
+    try_backbone(module, datamodule)
     checkpoint = None if config.ckpt_path is None else checked_checkpoint(config.ckpt_path, module)
     callbacks = build_callbacks(config, folder)
     if not datamodule.labelled or not any(isinstance(c, OnlineKNN) for c in callbacks):
@@ -136,73 +125,6 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     return summary["validation_knn"]
 
 
-def build_data(config: DictConfig) -> DataModule:
-    """The data module of ``config.data`` with the views of ``config.views``."""
-    recipe: ViewRecipe = instantiate(config.views)
-    facts = ("image", "root", "download")
-    settings = {key: value for key, value in config.data.items() if key not in facts}
-    datamodule: DataModule = instantiate(settings, _partial_=True)(recipe=recipe, seed=config.seed)
-    datamodule.setup("fit")
-    return datamodule
-
-
-def build_method(config: DictConfig) -> SelfDistillModule[Any, Any]:
-    """The method of ``config.method`` from the parts that the other groups describe."""
-    target = _class_of(config.method)
-    accepted = inspect.signature(target).parameters
-    parts: dict[str, Any] = {"backbone": instantiate(config.backbone)}
-    if "divergence" in accepted:
-        parts["divergence"] = instantiate(config.divergence)
-    parts["teacher"] = build_teacher(config)
-    parts["optimizer"] = instantiate(config.optimizer)
-    weights = dict(config.weights)
-    parts["objectives"] = {}
-    for name, node in config.objective.items():
-        if name != "weight" and OmegaConf.is_dict(node):
-            parts["objectives"][name] = instantiate({key: value for key, value in node.items() if key != "weight"})
-            weights.setdefault(name, node.weight)
-    parts["weights"] = {
-        n: value if isinstance(value, int | float) else instantiate(value) for n, value in weights.items()
-    }
-    settings = {key: value for key, value in config.method.items() if key != "paper"}
-    # called here, not by Hydra, which would turn the dataclasses among the parts into configs
-    module = instantiate(settings, _partial_=True)(**parts)
-    if not isinstance(module, SelfDistillModule):
-        raise UserError(f"method._target_: {target.__name__} given, allowed is a SelfDistillModule")
-    module.student.noise = float(OmegaConf.select(config, "student.noise", default=0.0))
-    return module
-
-
-def build_teacher(config: DictConfig) -> TeacherPolicy:
-    """The policy of ``config.teacher``; ``teacher.checkpoint`` is the network of another run."""
-    settings = {key: value for key, value in config.teacher.items() if key != "checkpoint"}
-    path = config.teacher.get("checkpoint")
-    if path is None:
-        return instantiate(settings)
-    stored = read_checkpoint("teacher.checkpoint", path)
-    other = build_method(OmegaConf.create(stored["selfdistill"]["config"]))
-    other.load_state_dict(stored["state_dict"])
-    return instantiate(settings, _partial_=True)(network=other.evaluated_tower)
-
-
-def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
-    """The callbacks of the group, what shows progress, and last the teacher's update."""
-    named = [instantiate(value) for value in config.callbacks.values() if value is not None]
-    shown = ProgressBar() if config.trainer.enable_progress_bar and sys.stdout.isatty() else EpochLines()
-    stop = GracefulInterrupt(folder / "checkpoints" / "last.ckpt")
-    return [*named, shown, TeacherUpdate(), stop]
-
-
-def build_trainer(config: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
-    """The Trainer of ``config.trainer``; what Lightning refuses is said in one line."""
-    try:
-        bar = config.trainer.enable_progress_bar and any(isinstance(c, ProgressBar) for c in callbacks)
-        return instantiate(config.trainer, callbacks=callbacks, logger=False, enable_progress_bar=bar)
-    except InstantiationException as error:
-        reason = str(error.__cause__ or error).split("\n")[0]
-        raise UserError(f"trainer: {reason}") from error
-
-
 @contextmanager
 def clear_errors() -> Iterator[None]:
     """A mistake that this package found becomes one line; an error from elsewhere keeps its traceback."""
@@ -238,25 +160,6 @@ def _raised_here(error: BaseException) -> bool:
         frame = frame.tb_next
     package = Path(__file__).parent
     return frame is not None and package in Path(frame.tb_frame.f_code.co_filename).parents
-
-
-def _class_of(method: DictConfig) -> type:
-    from hydra.utils import get_class
-
-    return get_class(method._target_)
-
-
-def _try_backbone(module: SelfDistillModule[Any, Any], datamodule: DataModule) -> None:
-    """One image of the smallest crop through the backbone: some networks need larger ones."""
-    size = min(crop.size for crop in datamodule.recipe.crops)
-    try:
-        with evaluating(module), torch.no_grad():
-            module.student.backbone(torch.zeros(1, datamodule.image_channels, size, size))
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"backbone: it does not take crops of {size}×{size} pixels ({str(error).splitlines()[0]}); "
-            "choose another backbone or larger views"
-        ) from error
 
 
 def _claim(folder: Path, config: DictConfig) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import lightning as L
 import pytest
 
+from selfdistill.assembly import build_data, build_method
 from selfdistill.config import CONF
-from selfdistill.runner import build_data, build_method
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))

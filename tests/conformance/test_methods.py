@@ -12,11 +12,11 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from selfdistill.assembly import build_data, build_method
 from selfdistill.callbacks import RandomState
 from selfdistill.config import CONF
 from selfdistill.data import DataModule
 from selfdistill.methods import SelfDistillModule
-from selfdistill.runner import build_data, build_method
 from selfdistill.teacher import TeacherUpdate
 from selfdistill.views import Views
 

@@ -9,9 +9,9 @@ import lightning as L
 import pytest
 import torch
 
+from selfdistill.assembly import build_data, build_method
 from selfdistill.callbacks import RandomState
 from selfdistill.config import CONF
-from selfdistill.runner import build_data, build_method
 from selfdistill.teacher import TeacherUpdate
 
 OBJECTIVES = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 from selfdistill.evaluation.features import evaluating, extract_features
 from selfdistill.evaluation.few_shot import few_shot_accuracy
 from selfdistill.evaluation.knn import knn_accuracy
+from selfdistill.evaluation.linear import linear_probe
 
 Figures = dict[str, float]
-"""Accuracies in [0, 1] by name: ``knn``, ``one_shot``, ``five_shot``, …"""
+"""Accuracies in [0, 1] by name: ``knn``, ``linear`` where asked for, ``one_shot``, ``five_shot``, …"""
 
 _WORDS = {1: "one", 2: "two", 5: "five", 10: "ten"}
 
@@ -41,12 +42,13 @@ def backbone_figures(
     temperature: float = 0.07,
     shots: Sequence[int] = (1, 5),
     draws: int = 20,
+    linear: bool = False,
 ) -> Figures:
     """Accuracy on the test split of ``module.embed``, the train split being bank and labelled pool."""
     with evaluating(module):
         train = extract_features(module.embed, data.evaluation_loader("train"), module.device)  # type: ignore[arg-type]
         test = extract_features(module.embed, data.evaluation_loader("test"), module.device)  # type: ignore[arg-type]
-    return _figures(train, test, k, temperature, shots, draws)
+    return _figures(train, test, k, temperature, shots, draws, linear)
 
 
 def pixel_figures(
@@ -56,12 +58,13 @@ def pixel_figures(
     temperature: float = 0.07,
     shots: Sequence[int] = (1, 5),
     draws: int = 20,
+    linear: bool = False,
 ) -> Figures:
     """The same figures for the pixels themselves, in the same treatment; images above 32 px are averaged to 32."""
     cpu = torch.device("cpu")
     train = extract_features(_pixels, data.evaluation_loader("train"), cpu)
     test = extract_features(_pixels, data.evaluation_loader("test"), cpu)
-    return _figures(train, test, k, temperature, shots, draws)
+    return _figures(train, test, k, temperature, shots, draws, linear)
 
 
 def _pixels(images: Tensor) -> Tensor:
@@ -76,8 +79,11 @@ def _figures(
     temperature: float,
     shots: Sequence[int],
     draws: int,
+    linear: bool,
 ) -> Figures:
     figures = {"knn": knn_accuracy(*train, *test, k=k, temperature=temperature)}
+    if linear:
+        figures["linear"] = linear_probe(*train, *test)
     fewest = int(train[1].unique(return_counts=True)[1].min())
     for n in shots:
         if n > fewest:

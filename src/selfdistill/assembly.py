@@ -1,0 +1,103 @@
+"""From a configuration to objects, in the order in which data flows through them."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from selfdistill.callbacks import EpochLines, GracefulInterrupt, ProgressBar, TeacherUpdate
+from selfdistill.checkpoint import read_checkpoint
+from selfdistill.config import UserError
+from selfdistill.data import DataModule
+from selfdistill.evaluation.features import evaluating
+from selfdistill.methods import SelfDistillModule
+from selfdistill.teacher import TeacherPolicy
+from selfdistill.views import ViewRecipe
+
+
+def build_data(config: DictConfig) -> DataModule:
+    """The data module of ``config.data`` with the views of ``config.views``."""
+    recipe: ViewRecipe = instantiate(config.views)
+    facts = ("image", "root", "download")
+    settings = {key: value for key, value in config.data.items() if key not in facts}
+    datamodule: DataModule = instantiate(settings, _partial_=True)(recipe=recipe, seed=config.seed)
+    datamodule.setup("fit")
+    return datamodule
+
+
+def build_method(config: DictConfig) -> SelfDistillModule[Any, Any]:
+    """The method of ``config.method`` from the parts that the other groups describe."""
+    target = get_class(config.method._target_)
+    accepted = inspect.signature(target).parameters
+    parts: dict[str, Any] = {"backbone": instantiate(config.backbone)}
+    if "divergence" in accepted:
+        parts["divergence"] = instantiate(config.divergence)
+    parts["teacher"] = build_teacher(config)
+    parts["optimizer"] = instantiate(config.optimizer)
+    weights = dict(config.weights)
+    parts["objectives"] = {}
+    for name, node in config.objective.items():
+        if name != "weight" and OmegaConf.is_dict(node):
+            parts["objectives"][name] = instantiate({key: value for key, value in node.items() if key != "weight"})
+            weights.setdefault(name, node.weight)
+    parts["weights"] = {
+        n: value if isinstance(value, int | float) else instantiate(value) for n, value in weights.items()
+    }
+    settings = {key: value for key, value in config.method.items() if key != "paper"}
+    # called here, not by Hydra, which would turn the dataclasses among the parts into configs
+    module = instantiate(settings, _partial_=True)(**parts)
+    if not isinstance(module, SelfDistillModule):
+        raise UserError(f"method._target_: {target.__name__} given, allowed is a SelfDistillModule")
+    module.student.noise = float(OmegaConf.select(config, "student.noise", default=0.0))
+    return module
+
+
+def try_backbone(module: SelfDistillModule[Any, Any], datamodule: DataModule) -> None:
+    """One image of the smallest crop through the backbone: some networks need larger ones."""
+    size = min(crop.size for crop in datamodule.recipe.crops)
+    try:
+        with evaluating(module), torch.no_grad():
+            module.student.backbone(torch.zeros(1, datamodule.image_channels, size, size))
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"backbone: it does not take crops of {size}×{size} pixels ({str(error).splitlines()[0]}); "
+            "choose another backbone or larger views"
+        ) from error
+
+
+def build_teacher(config: DictConfig) -> TeacherPolicy:
+    """The policy of ``config.teacher``; ``teacher.checkpoint`` is the network of another run."""
+    settings = {key: value for key, value in config.teacher.items() if key != "checkpoint"}
+    path = config.teacher.get("checkpoint")
+    if path is None:
+        return instantiate(settings)
+    stored = read_checkpoint("teacher.checkpoint", path)
+    other = build_method(OmegaConf.create(stored["selfdistill"]["config"]))
+    other.load_state_dict(stored["state_dict"])
+    return instantiate(settings, _partial_=True)(network=other.evaluated_tower)
+
+
+def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
+    """The callbacks of the group, what shows progress, and last the teacher's update."""
+    named = [instantiate(value) for value in config.callbacks.values() if value is not None]
+    shown = ProgressBar() if config.trainer.enable_progress_bar and sys.stdout.isatty() else EpochLines()
+    stop = GracefulInterrupt(folder / "checkpoints" / "last.ckpt")
+    return [*named, shown, TeacherUpdate(), stop]
+
+
+def build_trainer(config: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
+    """The Trainer of ``config.trainer``; what Lightning refuses is said in one line."""
+    try:
+        bar = config.trainer.enable_progress_bar and any(isinstance(c, ProgressBar) for c in callbacks)
+        return instantiate(config.trainer, callbacks=callbacks, logger=False, enable_progress_bar=bar)
+    except InstantiationException as error:
+        reason = str(error.__cause__ or error).split("\n")[0]
+        raise UserError(f"trainer: {reason}") from error
