@@ -36,7 +36,10 @@ def main() -> None:
         variants["supervised twin"] = TWIN
         variants["supervised twin, small ViT"] = [*TWIN, "backbone=small_vit"]
     jobs = [(name, [*o, *common, f"seed={s}"]) for s in range(given.seeds) for name, o in variants.items()]
-    summaries = run_all([overrides for _, overrides in jobs], parallel=given.parallel, threads=given.threads)
+    all_overrides = [overrides for _, overrides in jobs]
+    # the monitors' settings change no figure
+    watching = ("callbacks", "logger")
+    summaries = run_all(all_overrides, parallel=given.parallel, threads=given.threads, ignore=watching)
     results: dict[str, list[Summary]] = defaultdict(list)
     for (name, _), summary in zip(jobs, summaries, strict=True):
         results[name].append(summary)

@@ -24,9 +24,9 @@ RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 Summary = dict[str, Any]
 
 
-def folder_of(overrides: Sequence[str]) -> Path:
-    """Where the run of these overrides lies: named by the hash of everything that its configuration says."""
-    plain = check("train", overrides).plain
+def folder_of(overrides: Sequence[str], ignore: Sequence[str] = ()) -> Path:
+    """Where the run of these overrides lies: named by the hash of what its configuration says, but for ``ignore``."""
+    plain = {key: value for key, value in check("train", overrides).plain.items() if key not in ignore}
     text = json.dumps(plain, sort_keys=True, default=str)
     return CACHE / hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -47,9 +47,18 @@ def run(overrides: Sequence[str], folder: Path, *, threads: int = 1) -> Summary:
     return {**summary, "overrides": list(overrides), "folder": str(folder)}
 
 
-def run_all(jobs: Sequence[Sequence[str]], *, parallel: int = 1, threads: int = 1) -> list[Summary]:
-    """The summaries of all jobs in their order; each is said on stderr as it ends."""
-    folders = [folder_of(overrides) for overrides in jobs]  # here, since Hydra composes in one thread only
+def run_all(
+    jobs: Sequence[Sequence[str]], *, parallel: int = 1, threads: int = 1, ignore: Sequence[str] = ()
+) -> list[Summary]:
+    """The summaries of all jobs in their order; each is said on stderr as it ends.
+
+    Args:
+        jobs: overrides of each.
+        parallel: runs at a time.
+        threads: of each run.
+        ignore: groups that a finished run need not share, since they only watch.
+    """
+    folders = [folder_of(overrides, ignore) for overrides in jobs]  # here, since Hydra composes in one thread only
 
     def one(overrides: Sequence[str], folder: Path) -> Summary:
         summary = run(overrides, folder, threads=threads)

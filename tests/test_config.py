@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from selfdistill.assembly import build_teacher
 from selfdistill.config import CONF, UserError, check
@@ -13,7 +15,7 @@ from selfdistill.config import CONF, UserError, check
 GROUPS = sorted(
     (folder.name, file.stem)
     for folder in CONF.iterdir()
-    if folder.is_dir() and folder.name not in ("hydra", "__pycache__")
+    if folder.is_dir() and folder.name not in ("hydra", "protocol", "__pycache__")
     for file in folder.glob("*.yaml")
 )
 
@@ -38,6 +40,21 @@ def test_every_file_composes_and_instantiates(group: str, choice: str, compose: 
         assert build_teacher(config) is not None
     if group == "callbacks":
         assert all(instantiate(value) is not None for value in node.values() if value is not None)
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "scale").rglob("digits_*.yaml")), ids=lambda file: file.stem)
+def test_what_small_data_needs_is_read(file: Path, compose: Any) -> None:
+    """Each file belongs to a method or to views, and the composition of these takes its values."""
+    name = file.stem.removeprefix("digits_")
+    group = "views" if file.parent.name == "views" else "method"
+    assert (CONF / group / f"{name}.yaml").exists()
+    plain = OmegaConf.to_container(compose(f"{group}={name}"))
+    stated = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(plain, dict)
+    assert isinstance(stated, dict)
+    stated.pop("defaults", None)
+    at = plain["views"] if group == "views" else plain
+    assert at == OmegaConf.to_container(OmegaConf.merge(OmegaConf.create(at), OmegaConf.create(stated)))
 
 
 def line(*overrides: str) -> str:

@@ -13,6 +13,7 @@ from selfdistill.schedules import (
     CosineSchedule,
     Duration,
     LinearSchedule,
+    RampUpSchedule,
     RunningMeanSchedule,
     Schedule,
     SnapshotSchedule,
@@ -307,3 +308,12 @@ class TestBadInput:
         for bad in (None, "cosine", True, [1.0]):
             with pytest.raises(TypeError, match=r"^schedule: .* given, allowed is a number or a Schedule$"):
                 as_schedule(bad)  # type: ignore[arg-type]
+
+
+def test_ramp_up_is_mean_teachers() -> None:
+    ramp = RampUpSchedule(100.0, "5 epochs")
+    # written down from the paper: exp(-5) of the weight at the start, exp(-5/4) half-way, the whole from the end on
+    assert ramp(Clock(0, 1000, 20)) == pytest.approx(0.673794700)
+    assert ramp(Clock(50, 1000, 20)) == pytest.approx(28.6504797)
+    assert ramp(Clock(100, 1000, 20)) == 100.0
+    assert ramp(Clock(999, 1000, 20)) == 100.0

@@ -199,3 +199,16 @@ def test_untypical_values_warn_and_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     warned = [line for line in done.stderr.splitlines() if "typical range" in line]
     assert len(warned) == 1
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_other_loggers_write_beside_the_csv(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    done = run("debug=fast", f"logger={name}", "trainer.accelerator=cpu", f"hydra.run.dir={folder}")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "metrics.csv").stat().st_size > 0
+    if name == "wandb":
+        # offline: no account and no network is asked for
+        assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
+    else:
+        assert list((folder / "tensorboard").glob("events.out.tfevents.*"))

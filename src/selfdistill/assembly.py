@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from selfdistill.callbacks import EpochLines, GracefulInterrupt, ProgressBar, TeacherUpdate
@@ -19,6 +20,7 @@ from selfdistill.config import UserError
 from selfdistill.data import DataModule
 from selfdistill.evaluation.features import evaluating
 from selfdistill.methods import SelfDistillModule
+from selfdistill.methods.compatibility import check_masks, refuse_divergence
 from selfdistill.teacher import TeacherPolicy
 from selfdistill.views import ViewRecipe
 
@@ -35,11 +37,13 @@ def build_data(config: DictConfig) -> DataModule:
 
 def build_method(config: DictConfig) -> SelfDistillModule[Any, Any]:
     """The method of ``config.method`` from the parts that the other groups describe."""
-    target = get_class(config.method._target_)
-    accepted = inspect.signature(target).parameters
+    target = _method_class(config.method._target_)
     parts: dict[str, Any] = {"backbone": instantiate(config.backbone)}
-    if "divergence" in accepted:
-        parts["divergence"] = instantiate(config.divergence)
+    divergence = instantiate(config.divergence) if config.get("divergence") else None
+    if "divergence" in inspect.signature(target).parameters:
+        parts["divergence"] = divergence
+    else:
+        refuse_divergence(target.__name__, divergence)
     parts["teacher"] = build_teacher(config)
     parts["optimizer"] = instantiate(config.optimizer)
     weights = dict(config.weights)
@@ -53,15 +57,40 @@ def build_method(config: DictConfig) -> SelfDistillModule[Any, Any]:
     }
     settings = {key: value for key, value in config.method.items() if key != "paper"}
     # called here, not by Hydra, which would turn the dataclasses among the parts into configs
-    module = instantiate(settings, _partial_=True)(**parts)
-    if not isinstance(module, SelfDistillModule):
-        raise UserError(f"method._target_: {target.__name__} given, allowed is a SelfDistillModule")
+    make = instantiate(settings, _partial_=True)
+    try:
+        module: SelfDistillModule[Any, Any] = make(**parts)
+    except ValueError as error:
+        argument = str(error).partition(":")[0]
+        if argument not in settings:
+            raise
+        raise UserError(f"method.{error}") from error
     module.student.noise = float(OmegaConf.select(config, "student.noise", default=0.0))
     return module
 
 
+def _method_class(path: str) -> type[SelfDistillModule[Any, Any]]:
+    folder, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(folder), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"method._target_: {path!r} given, which cannot be imported ({str(error).splitlines()[0]}); "
+            "give <module>.<class>, and have the module's folder on PYTHONPATH"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, SelfDistillModule)):
+        raise UserError(f"method._target_: {path!r} given, allowed is a subclass of selfdistill.SelfDistillModule")
+    return found
+
+
+def read_masks(module: SelfDistillModule[Any, Any], recipe: ViewRecipe) -> None:
+    """Refuse a recipe without the masks that the method or an objective reads."""
+    check_masks(module, recipe.draw_masks(torch.zeros(1, dtype=torch.int64), seed=0, epoch=0))
+
+
 def try_backbone(module: SelfDistillModule[Any, Any], datamodule: DataModule) -> None:
-    """One image of the smallest crop through the backbone: some networks need larger ones."""
+    """The views have the masks that are read, and one image of the smallest crop passes the backbone."""
+    read_masks(module, datamodule.recipe)
     size = min(crop.size for crop in datamodule.recipe.crops)
     try:
         with evaluating(module), torch.no_grad():

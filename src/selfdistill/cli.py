@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
@@ -54,6 +56,36 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
         _end(f"error: {' '.join(str(error).split())}", 2)
 
 
+@hydra.main(version_base="1.3", config_path="pkg://selfdistill.conf", config_name="train")
+def _train(config: DictConfig) -> float | None:
+    return job("fit", config)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://selfdistill.conf", config_name="evaluate")
+def _evaluate(config: DictConfig) -> float | None:
+    return job("evaluate", config)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://selfdistill.conf", config_name="export")
+def _export(config: DictConfig) -> None:
+    job("export", config)
+
+
+def train() -> None:
+    """The command ``selfdistill-train``: what ``python -m src.train`` does, from anywhere."""
+    launch(_train, "train")
+
+
+def evaluate() -> None:
+    """The command ``selfdistill-evaluate``."""
+    launch(_evaluate, "evaluate")
+
+
+def export() -> None:
+    """The command ``selfdistill-export``."""
+    launch(_export, "export")
+
+
 def _jobs(overrides: list[str]) -> list[list[str]]:
     """The jobs of a sweep, so that all are checked before the first one runs; none with a sweeper of another kind."""
     if any(override.startswith("hydra/sweeper") for override in overrides):
@@ -63,15 +95,14 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
 
 
 def job(task: str, config: DictConfig) -> Any:
-    """What a ``@hydra.main`` function does: call ``selfdistill.runner.<task>`` with its configuration.
+    """What a ``@hydra.main`` function does: call the task of that name (``fit``, ``evaluate``, ``export``).
 
     In a single run a user's mistake ends here, in one line; in a sweep it goes to Hydra's launcher, so
     that the other jobs go on.
     """
-    from selfdistill import runner
-
+    home = importlib.import_module("selfdistill.runner" if task == "fit" else "selfdistill.tasks")
     try:
-        return getattr(runner, task)(config)
+        return getattr(home, task)(config)
     except UserError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise

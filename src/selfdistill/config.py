@@ -71,13 +71,17 @@ RULES: dict[str, Range] = {
     r"optimizer\.weight_decay": Range(0),
     r"(divergence|method|objective)\.(.*[._])?temperature": Range(0, open_low=True, typical=_TYPICAL_TEMPERATURE),
     r"objective\.(.*\.)?weight": Range(0, typical=_TYPICAL_WEIGHT),
-    r"weights\..*": Range(0, typical=_TYPICAL_WEIGHT),
+    r"weights\.\w+": Range(0, typical=_TYPICAL_WEIGHT),
     r"data\.(batch_size|eval_batch_size)": Range(1, whole=True),
     r"data\.num_workers": Range(0, whole=True),
     r"student\.noise": Range(0),
     r"backbone\.drop_path": Range(0, 0.99),
     r"evaluation\.(k|draws)": Range(1, whole=True),
     r"evaluation\.temperature": Range(0, open_low=True),
+    r"callbacks\.collapse_monitor\.(every|patience|rollbacks)": Range(1, whole=True),
+    r"callbacks\.collapse_monitor\.rows": Range(2, whole=True),
+    r"callbacks\.collapse_monitor\.thresholds\.recovery": Range(1),
+    r"callbacks\.collapse_monitor\.thresholds\.[a-z]\w*": Range(0),
     r"seed": Range(0, 2**32 - 1, whole=True),
     r"trainer\.(max_epochs|max_steps)": Range(1, whole=True, also=(-1, None)),
     r"trainer\.accumulate_grad_batches": Range(1, whole=True),
@@ -114,7 +118,7 @@ def check(config_name: str, overrides: Sequence[str], *, search_path: Sequence[s
         if values:
             default = _compose(config_name, groups)
             for key in plain:
-                if key not in default:
+                if key not in default.keys():  # noqa: SIM118 - a mandatory key is not "in" it
                     raise UserError(f"{key}: no such key{_nearest(key, [str(k) for k in default])}; nothing reads it")
             changed = [p for p, _ in values if _rule(p) and dict(flatten(plain)).get(p) != OmegaConf.select(default, p)]
             warnings = untypical(plain, changed)

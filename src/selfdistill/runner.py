@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning as L
@@ -21,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from selfdistill.assembly import build_callbacks, build_data, build_method, build_trainer, try_backbone
 from selfdistill.callbacks import (
+    CollapseError,
     CollapseMonitor,
     OnlineKNN,
     TrainingInterrupted,
@@ -43,7 +46,7 @@ def fit(config: DictConfig) -> float | None:
         UserError: what was asked for cannot work; nothing is left behind.
     """
     folder = Path(config.run_dir or HydraConfig.get().runtime.output_dir)
-    _quiet()
+    quiet()
     try:
         with clear_errors():
             return _fit(config, folder)
@@ -111,6 +114,8 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         "split": "test",
         "validation_knn": None if online is None else online.accuracy,
         "collapse": None if monitor is None else monitor.kind,
+        "alarms": [] if monitor is None else [asdict(alarm) for alarm in monitor.alarms],
+        "mends": [] if monitor is None else monitor.mends,
         "seconds": {"train": round(seconds, 3)},
         "optimizer_steps": module.clock.step,
         "evaluates": module.evaluates,
@@ -132,9 +137,9 @@ def clear_errors() -> Iterator[None]:
         yield
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError | TypeError | ImportError):
-            raise UserError(str(error.__cause__)) from error.__cause__
+            raise UserError(_with_group(str(error.__cause__), str(error))) from error.__cause__
         raise
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, CollapseError) as error:
         raise UserError(str(error)) from error
     except ValueError as error:
         if _raised_here(error):
@@ -142,7 +147,7 @@ def clear_errors() -> Iterator[None]:
         raise
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """Keep what other libraries say beside the point out of the terminal."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -152,6 +157,15 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message="Found .* module.* in eval mode at the start of training")
     # the folder is this run's own: Hydra made it, with the log in it
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+
+
+def _with_group(message: str, report: str) -> str:
+    """An argument's name becomes the setting's: what Hydra made with it stands in its report."""
+    found = re.search(r"^full_key: (\S+)$", report, re.MULTILINE)
+    name = re.match(r"(?:[A-Z]\w*\.)?([a-z]\w*)(?=[:=]| must )", message)
+    if found is None or name is None or name[1] == found[1].split(".")[0]:
+        return message
+    return f"{found[1]}.{name[1]}{message[name.end() :]}"
 
 
 def _raised_here(error: BaseException) -> bool:

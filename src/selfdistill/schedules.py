@@ -88,6 +88,25 @@ class CosineSchedule(Schedule):
 
 @final
 @dataclass(frozen=True)
+class RampUpSchedule(Schedule):
+    """``end·exp(−5(1 − k/K)²)`` at step k of K = ``duration``, and ``end`` afterwards.
+
+    The weight of the consistency in Mean Teacher (arXiv 1703.01780), which is small while the teacher knows nothing.
+    """
+
+    end: float
+    duration: Duration = 1.0
+
+    def __post_init__(self) -> None:
+        _check_finite("end", self.end)
+        check_duration("duration", self.duration)
+
+    def __call__(self, clock: Clock) -> float:
+        return self.end * math.exp(-5.0 * (1.0 - _progress(clock, self.duration)) ** 2)
+
+
+@final
+@dataclass(frozen=True)
 class StepSchedule(Schedule):
     """``values[i]`` once i of the ``milestones`` are reached (a step at a milestone has reached it).
 

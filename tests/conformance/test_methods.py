@@ -149,13 +149,37 @@ def test_the_teacher_moves_exactly_once_per_optimizer_step(
     assert module.clock.step == steps
 
 
+class Validated(L.Callback):
+    """The module's state when a validation within training begins and ends."""
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._before = copy.deepcopy(pl_module.state_dict())
+        self._momentum = next(c for c in trainer.callbacks if isinstance(c, TeacherUpdate)).state_dict()  # type: ignore[attr-defined]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.pairs.append((self._before, copy.deepcopy(pl_module.state_dict())))
+        update = next(c for c in trainer.callbacks if isinstance(c, TeacherUpdate))  # type: ignore[attr-defined]
+        assert update.state_dict() == self._momentum
+
+
 def test_validation_moves_nothing(method: str, compose: Any, tmp_path: Path) -> None:
     module, datamodule = build(compose(f"method={method}", "debug=fast"))
-    before = copy.deepcopy(module.state_dict())
-    trainer = make_trainer(tmp_path, TeacherUpdate(), limit_val_batches=1)
-    trainer.validate(module, datamodule, verbose=False)
-    for name, value in module.state_dict().items():
-        assert not isinstance(value, Tensor) or torch.equal(value, before[name]), name
+    validated = Validated()
+    # in the middle of the epoch, with gradients half accumulated
+    settings: dict[str, Any] = {"limit_train_batches": 4, "val_check_interval": 3, "accumulate_grad_batches": 2}
+    fit(
+        module,
+        datamodule,
+        make_trainer(tmp_path, TeacherUpdate(), validated, max_epochs=1, limit_val_batches=1, **settings),
+    )
+    assert module.clock.step == 2
+    assert validated.pairs
+    for before, after in validated.pairs:
+        for name, value in after.items():
+            assert not isinstance(value, Tensor) or torch.equal(value, before[name]), name
 
 
 def test_the_teacher_keeps_its_mode(method: str, compose: Any) -> None:

@@ -196,8 +196,10 @@ def test_refusals(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "data").glob("*.yaml")), ids=lambda path: path.stem)
-def test_configs(path: Path) -> None:
+def test_configs(path: Path, tmp_path: Path) -> None:
     config = OmegaConf.create({"data": OmegaConf.load(path)})
+    if "root" in config.data:
+        config.data.root = str(tmp_path)
     OmegaConf.resolve(config)
     assert {"classes", "channels", "size", "local_size", "patch", "small_stem"} == set(config.data.image)
     settings = {key: value for key, value in config.data.items() if key not in ("image", "root", "download")}

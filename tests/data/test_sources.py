@@ -131,7 +131,7 @@ class TestFolder:
 class TestTorchvision:
     def test_refusals(self, tmp_path: Path) -> None:
         with pytest.raises(
-            ValueError, match="name='cifar' is not known; allowed: cifar10, cifar100, stl10, imagenette"
+            ValueError, match="name='cifar' is not known; allowed: cifar10, cifar100, stl10, imagenette, imagenet"
         ):
             TorchvisionSet("cifar", tmp_path)
         for name in ("cifar10", "cifar100", "stl10", "imagenette"):
@@ -188,6 +188,35 @@ class TestTorchvision:
         assert len(source.split("test")) == 1
         assert len(source.split("train")) + len(source.split("validation")) == 40
         assert source.split("train")[0][0].shape == (3, 4, 6)
+
+    def test_imagenet(self, tmp_path: Path) -> None:
+        """Folders by class, as torchvision unpacks the archives: val is the test split, and one training image in a
+        hundred is for validation."""
+        for number in range(400):
+            for name in ("n01440764", "n01443537"):
+                write(tmp_path / "train" / name / f"{name}_{number}.JPEG", size=(2, 2))
+        for name in ("n01440764", "n01443537"):
+            write(tmp_path / "val" / name / "ILSVRC2012_val_00000001.JPEG")
+        source = TorchvisionSet("imagenet", tmp_path)
+        train, validation, test = (source.split(name) for name in SPLITS)
+        assert test.labels.tolist() == [0, 1]
+        assert test[1][0].shape == (3, 4, 6)
+        assert len(train) + len(validation) == 800
+        assert 1 <= len(validation) <= 8 + 4 * 8**0.5
+        assert isinstance(train, ImageFiles)
+        assert isinstance(validation, ImageFiles)
+        assert not set(train.paths) & set(validation.paths)
+
+    def test_a_missing_imagenet_says_where_to_put_it(self, tmp_path: Path) -> None:
+        (tmp_path / "train").mkdir()
+        for root in (None, tmp_path, tmp_path / "gone"):
+            with pytest.raises(ValueError, match=r"data.root=.* does not hold imagenet; .*train/ and val/") as refusal:
+                TorchvisionSet("imagenet", root)
+            assert "\n" not in str(refusal.value)
+
+    def test_no_root(self) -> None:
+        with pytest.raises(ValueError, match=r"data.root=None does not hold cifar10; give the folder"):
+            TorchvisionSet("cifar10", None)
 
 
 def test_rank_in_class() -> None:

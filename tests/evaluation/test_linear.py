@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from selfdistill.evaluation import linear, linear_probe
-from selfdistill.evaluation.linear import _fit, _standardisation
+from selfdistill.evaluation.linear import _fit, standardisation
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def reference(x: Tensor, y: Tensor, l2: float) -> tuple[StandardScaler, Logistic
 def test_classifier_equals_scikit_learn(digits: tuple[Tensor, ...], l2: float) -> None:
     x, y, test_x, test_y = digits
     scaler, model = reference(x, y, l2)
-    mean, scale = _standardisation(x)
+    mean, scale = standardisation(x)
     np.testing.assert_allclose(((test_x - mean) / scale), scaler.transform(test_x.numpy()), atol=1e-4)
     classifier = _fit((x - mean) / scale, y, 10, l2, max_iter=500)
     np.testing.assert_allclose(classifier[:, :-1], model.coef_, atol=2e-3)
@@ -101,7 +101,7 @@ def test_rounding_noise_is_not_blown_up_to_a_feature() -> None:
     noisy = torch.full((100, 2), 1e4)
     noisy[::2, 0] = torch.nextafter(noisy[0, 0], torch.tensor(torch.inf))
     noisy[::2, 1] = 1e4 + 1
-    _, scale = _standardisation(noisy)
+    _, scale = standardisation(noisy)
     assert scale.tolist() == pytest.approx([1, 0.5])
 
 

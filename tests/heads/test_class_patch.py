@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from selfdistill.heads import ClassPatchHead, NoHead
+from selfdistill.heads import ClassPatchHead, DINOHead, NoHead
 
 
 class Counting(nn.Linear):
@@ -45,3 +45,8 @@ def test_no_head() -> None:
     pooled = torch.randn(2, 3)
     assert NoHead()(pooled, torch.randn(2, 5, 3)) is pooled
     assert not list(NoHead().parameters())
+
+
+def test_out_dim_is_that_of_the_class_tokens() -> None:
+    assert ClassPatchHead(DINOHead(6, hidden_dim=8, bottleneck_dim=4, prototypes=5)).out_dim == 5
+    assert ClassPatchHead(nn.Identity()).out_dim is None

@@ -108,7 +108,7 @@ def test_declarations() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="has no patch tokens for data2vec"):
+    with pytest.raises(ValueError, match="given to Data2Vec, but it needs patch tokens"):
         Data2Vec(SmallCNN(1, (4, 4, 4, 6)))
     for top_k in (0, 5):
         with pytest.raises(ValueError, match=rf"method.top_k: {top_k} given, allowed is 1 to the backbone's 4 blocks"):

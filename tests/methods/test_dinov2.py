@@ -179,7 +179,7 @@ def test_declarations() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="has no patch tokens for DINOv2"):
+    with pytest.raises(ValueError, match="given to DINOv2, but it needs patch tokens"):
         DINOv2(SmallCNN(1, (4, 4, 4, 6)))
     with pytest.raises(ValueError, match=r"method.centering: 'mean' given, allowed is center or sinkhorn"):
         module(centering="mean")

@@ -176,7 +176,7 @@ def test_declarations() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match=r"backbone: SmallCNN given, which has no patch tokens for iBOT"):
+    with pytest.raises(ValueError, match=r"backbone: SmallCNN given to IBOT, but it needs patch tokens"):
         IBOT(SmallCNN(1, (4, 4, 4, 6)))
     ibot = module()
     plain = Views([torch.randn(2, 1, 8, 8)] * 2, (BOTH, BOTH))

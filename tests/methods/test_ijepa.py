@@ -110,7 +110,7 @@ def test_the_teacher_keeps_train_mode_and_a_linear_momentum() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="has no patch tokens for I-JEPA"):
+    with pytest.raises(ValueError, match="given to IJEPA, but it needs patch tokens"):
         IJEPA(SmallCNN(1, (4, 4, 4, 6)))
     crossed = Views([torch.randn(B, 1, 8, 8)] * 2, (frozenset({"teacher"}), STUDENT), masks=views().masks)
     with pytest.raises(ValueError, match="the teacher sees 1 crops, and 1 of the student's are masked"):

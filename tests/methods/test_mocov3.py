@@ -93,7 +93,8 @@ def test_heads() -> None:
 
 def test_without_teacher_and_predictor_it_is_simclr_like() -> None:
     """Both sides get gradients: those of the symmetric loss of one set of embeddings."""
-    simclr = module(teacher=NONE, predictor=False, temperature=0.2)
+    simclr = module(teacher=NONE, temperature=0.2)
+    assert simclr.predictor is None
     assert simclr.teacher is None
     assert simclr.parameter_roles()["predictor"] == []
     batch = views(BOTH, BOTH)
@@ -113,7 +114,7 @@ def test_without_teacher_and_predictor_it_is_simclr_like() -> None:
 
 
 def test_without_teacher_a_predictor_brings_the_stop_gradient() -> None:
-    moco = module(teacher=NONE, temperature=0.2)
+    moco = module(teacher=NONE, predictor=True, temperature=0.2)
     predictions = moco.predictions(views(BOTH, BOTH))
     assert not predictions.own.requires_grad
     assert moco.predictor is not None
@@ -145,3 +146,30 @@ def test_the_temperature_may_change_over_time_and_must_be_positive() -> None:
     assert loss.item() == pytest.approx(paper(q, k, 0.6).item(), rel=1e-5)
     with pytest.raises(ValueError, match="method.temperature must be a finite number > 0, got 0"):
         module(temperature=0)
+
+
+def test_the_command_without_a_teacher_is_simclr_like(compose: Any) -> None:
+    """NT-Xent but for its negatives of the same view: loops over both directions, gradients of the images included."""
+    from selfdistill.assembly import build_method
+
+    built = build_method(compose("method=mocov3_like", "teacher=none"))
+    assert isinstance(built, MoCoV3)
+    assert built.teacher is None
+    assert built.predictor is None
+    generator = torch.Generator().manual_seed(2)
+    crops = [torch.randn(5, 1, 8, 8, generator=generator).requires_grad_() for _ in range(2)]
+    predictions = built.predictions(Views(crops, (BOTH, BOTH)))
+    loss = built.terms(predictions, built.targets(Views(crops, (BOTH, BOTH))))["contrast"]
+    found = torch.autograd.grad(loss, crops)
+
+    z = built.student(crops)[1]
+    temperature, total = 0.2, torch.zeros(())
+    for a, b in ((0, 1), (1, 0)):
+        for i in range(5):
+            similar = [torch.cosine_similarity(z[a, i], z[b, j], dim=0) / temperature for j in range(5)]
+            total = total - 2 * temperature * (similar[i] - torch.stack(similar).logsumexp(0)) / 5
+    expected = torch.autograd.grad(total, crops)
+    assert loss.item() == pytest.approx(total.item(), rel=1e-5)
+    for one, other in zip(found, expected, strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)

@@ -189,7 +189,7 @@ def test_half_precision_embeddings_give_a_float32_loss() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match=r"backbone: SmallCNN given.*no patches.*choose a vision transformer"):
+    with pytest.raises(ValueError, match=r"backbone: SmallCNN given to MSN.*patch tokens; choose a vision transformer"):
         MSN(SmallCNN(1))
     batch = views()
     with pytest.raises(ValueError, match=r"needs the masks 'keep'"):

@@ -197,6 +197,8 @@ def test_refusals() -> None:
             module(heads=heads)
     with pytest.raises(ValueError, match=r"layers: 9 given, allowed is -4 to 3"):
         module(heads=[Head(), Head(layer=9)])
+    with pytest.raises(ValueError, match=r"layers: 0 given, allowed are 1"):
+        module(heads=[Head(), Head(layer=0)]).student(torch.zeros(2, 1, 8, 8))
     with pytest.raises(ValueError, match=r"layers: ModuleBackbone gives no intermediate outputs"):
         MultiHead(ModuleBackbone(nn.Flatten(), dim=64), heads=[Head(), Head(layer=0)])
     with pytest.raises(ValueError, match=r"method.compare: 'all' given, allowed is crossed or same"):
@@ -204,3 +206,7 @@ def test_refusals() -> None:
     method, batch = module(heads=[Head(), Head(view=7)]), views()
     with pytest.raises(ValueError, match=r"no pair of crops"):
         method.terms(method.predictions(batch), method.targets(batch))
+
+
+def test_the_width_of_the_projections_is_that_of_the_first_head() -> None:
+    assert module(heads=[Head(out_dim=3), Head()]).student.head.out_dim == 3

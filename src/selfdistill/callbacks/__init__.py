@@ -1,19 +1,26 @@
 """Callbacks: what watches a run, what stops it cleanly, what moves the teacher."""
 
-from selfdistill.callbacks.collapse_monitor import CollapseMonitor
+from selfdistill.callbacks.collapse_monitor import CollapseError, CollapseMonitor
+from selfdistill.callbacks.collapse_signs import Thresholds
+from selfdistill.callbacks.collapse_verdict import Alarm
 from selfdistill.callbacks.interrupt import GracefulInterrupt, TrainingInterrupted
 from selfdistill.callbacks.online_evaluation import OnlineKNN
+from selfdistill.callbacks.online_probe import OnlineProbe
 from selfdistill.callbacks.progress import EpochLines, ProgressBar
 from selfdistill.callbacks.random_state import RandomState
 from selfdistill.teacher import TeacherUpdate
 
 __all__ = [
+    "Alarm",
+    "CollapseError",
     "CollapseMonitor",
     "EpochLines",
     "GracefulInterrupt",
     "OnlineKNN",
+    "OnlineProbe",
     "ProgressBar",
     "RandomState",
     "TeacherUpdate",
+    "Thresholds",
     "TrainingInterrupted",
 ]

@@ -31,10 +31,14 @@ class GracefulInterrupt(L.Callback):
 
     Args:
         checkpoint: the file that is written.
+        agree_every: optimizer steps after which several processes ask each other, which costs a reduction.
     """
 
-    def __init__(self, checkpoint: str | Path) -> None:
+    def __init__(self, checkpoint: str | Path, agree_every: int = 10) -> None:
+        if agree_every < 1:
+            raise ValueError(f"GracefulInterrupt.agree_every: {agree_every} given, allowed is 1 or more")
         self.checkpoint = Path(checkpoint)
+        self.agree_every = agree_every
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
         self._global_step = 0
@@ -60,9 +64,17 @@ class GracefulInterrupt(L.Callback):
         self._stop_if_asked(trainer)
 
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
-        if self._received is not None:
+        if self._agreed(trainer):
             trainer.save_checkpoint(self.checkpoint)
-            raise TrainingInterrupted(self._received, self.checkpoint)
+            raise TrainingInterrupted(self._received or signal.SIGTERM, self.checkpoint)
+
+    def _agreed(self, trainer: L.Trainer) -> bool:
+        """Whether any process was asked: signals reach processes at different steps, or one of them only."""
+        if trainer.world_size == 1:
+            return self._received is not None
+        if trainer.global_step % self.agree_every and not trainer.is_last_batch:
+            return False
+        return trainer.strategy.reduce_boolean_decision(self._received is not None, all=False)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._restore()

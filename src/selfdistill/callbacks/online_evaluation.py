@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from selfdistill.evaluation.features import evaluating, extract_features
+from selfdistill.evaluation.features import evaluating
+from selfdistill.evaluation.gather import extract_over_ranks, unpadded
 from selfdistill.evaluation.knn import knn_accuracy
 
 Embed = Callable[[L.LightningModule, Tensor], Tensor]
@@ -21,7 +22,8 @@ class OnlineKNN(L.Callback):
 
     The bank is the training split without augmentation; the queries are the validation batches. The
     data module gives the bank through ``evaluation_loader("train")``, or pass ``bank``. Where there is
-    no bank, no validation loader or there are no labels, nothing is logged and one line says so.
+    no bank, no validation loader or there are no labels, nothing is logged and one line says so. With several
+    processes the figure is the same as with one: samples that a distributed sampler repeats count once.
 
     Args:
         k: neighbours that vote.
@@ -51,7 +53,7 @@ class OnlineKNN(L.Callback):
         self.every_n_epochs = every_n_epochs
         self._bank = bank
         self._embed = embed
-        self._queries: list[tuple[Tensor, Tensor]] = []
+        self._queries: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self.accuracy: float | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -59,7 +61,7 @@ class OnlineKNN(L.Callback):
             L.pytorch.utilities.rank_zero_info("k-NN while training is off: the data has no labels")
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._queries = []
+        self._queries = {}
 
     def on_validation_batch_end(
         self,
@@ -78,28 +80,36 @@ class OnlineKNN(L.Callback):
             images, labels = batch
             embedding = self._features(pl_module, images)
         if labels is not None:
-            self._queries.append((embedding.detach().float().cpu(), labels.cpu()))
+            rows = (embedding.detach().float().cpu(), labels.cpu())
+            self._queries.setdefault(dataloader_idx, []).append(rows)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._due(trainer) and self._queries:
             loader = self._bank if self._bank is not None else _bank_of(trainer)
             if loader is not None:
                 with evaluating(pl_module):
-                    bank, bank_labels = extract_features(
+                    bank, bank_labels = extract_over_ranks(
                         lambda images: self._features(pl_module, images), loader, pl_module.device
                     )
-                queries = torch.cat([q for q, _ in self._queries])
-                labels = torch.cat([y for _, y in self._queries])
+                queries, labels = (
+                    torch.cat([validated_rows(trainer, i, torch.cat(part), pl_module.device) for i, part in columns])
+                    for columns in self._columns()
+                )
                 self.accuracy = knn_accuracy(bank, bank_labels, queries, labels, k=self.k, temperature=self.temperature)
-        self._queries = []
+        self._queries = {}
         if self.accuracy is not None and not trainer.sanity_checking:
-            pl_module.log("val/knn", self.accuracy, prog_bar=True, rank_zero_only=True, batch_size=1)
+            # on every rank: a ModelCheckpoint looks for its monitor on each
+            pl_module.log("val/knn", self.accuracy, prog_bar=True, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"accuracy": self.accuracy}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.accuracy = state_dict["accuracy"]
+
+    def _columns(self) -> list[list[tuple[int, list[Tensor]]]]:
+        """Embeddings, then labels, of each validation loader."""
+        return [[(i, [row[column] for row in rows]) for i, rows in self._queries.items()] for column in (0, 1)]
 
     def _due(self, trainer: L.Trainer) -> bool:
         if trainer.sanity_checking:
@@ -109,12 +119,25 @@ class OnlineKNN(L.Callback):
         return epoch % self.every_n_epochs == 0 or epoch == epochs or self.accuracy is None
 
     def _features(self, pl_module: L.LightningModule, images: Tensor) -> Tensor:
-        if self._embed is not None:
-            return self._embed(pl_module, images)
-        embed = getattr(pl_module, "embed", None)
-        if embed is None:
-            raise ValueError(f"OnlineKNN: {type(pl_module).__name__} has no embed(images); give OnlineKNN(embed=…)")
-        return embed(images)
+        return embedded(type(self).__name__, self._embed, pl_module, images)
+
+
+def embedded(name: str, embed: Embed | None, pl_module: L.LightningModule, images: Tensor) -> Tensor:
+    """``embed(pl_module, images)``, or the module's own ``embed``; ValueError, naming the callback, without both."""
+    if embed is not None:
+        return embed(pl_module, images)
+    own = getattr(pl_module, "embed", None)
+    if own is None:
+        raise ValueError(f"{name}: {type(pl_module).__name__} has no embed(images); give {name}(embed=…)")
+    return own(images)
+
+
+def validated_rows(trainer: L.Trainer, loader: int, rows: Tensor, device: torch.device) -> Tensor:
+    """``rows`` of one validation loader, of all processes and each sample once, on the CPU."""
+    loaders: Any = trainer.val_dataloaders
+    if isinstance(loaders, list | tuple):
+        loaders = loaders[loader]
+    return unpadded(rows.to(device), getattr(loaders, "sampler", None)).cpu()
 
 
 def _bank_of(trainer: L.Trainer) -> DataLoader[Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from selfdistill.data.images import Images, TensorImages
+from selfdistill.data.labels import check_labelled, labelled_part
 from selfdistill.data.sampler import EpochIndices, ResumableBatchSampler, ResumableLoader
 from selfdistill.data.sources import SPLITS, Source, Split
 from selfdistill.distributed import world_size
@@ -35,6 +37,8 @@ class DataModule(L.LightningDataModule):
         seed: of the order and of the views.
         eval_batch_size: samples a batch of the evaluation loaders.
         drop_last: leave out the epoch's last batch where it is smaller.
+        labelled: whose labels training batches have, the others' being -1: a share of each class (float), a number of
+            images a class (int), all (None). The same ones whatever the seed; evaluation uses all labels.
     """
 
     def __init__(
@@ -47,8 +51,10 @@ class DataModule(L.LightningDataModule):
         seed: int = 0,
         eval_batch_size: int = 512,
         drop_last: bool = True,
+        labelled: float | None = None,
     ) -> None:
         super().__init__()
+        check_labelled(labelled)
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
@@ -63,6 +69,7 @@ class DataModule(L.LightningDataModule):
         self.seed = seed
         self.eval_batch_size = eval_batch_size
         self.drop_last = drop_last
+        self._labelled_part = labelled
         self._splits: dict[Split, Images] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -112,7 +119,8 @@ class DataModule(L.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Loader of `RawBatch` (batched engine; the transfer hook makes the views) or of `Views` (CPU engine)."""
         self._check_batch_size()
-        train = self._split("train")
+        train = copy.copy(self._split("train"))
+        train.labels = labelled_part(train.labels, self._labelled_part)
         batches: Dataset[Any]
         if self.engine == "batched" and isinstance(train, TensorImages):
             batches = _RawBatches(train, self.recipe, self.seed, labelled=self.labelled)

@@ -24,6 +24,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 # One training image in so many makes up a split that the data set lacks.
 _HELD_OUT = 10
+_HELD_OUT_OF_IMAGENET = 100
 _FOLDERS: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
 
 
@@ -80,21 +81,23 @@ class Folder:
     """Image files in a folder: one subfolder a class, or images without labels at any depth.
 
     `root/train`, `root/val` (or `validation`) and `root/test` are taken as they stand. Without `test`, the images of
-    `val` are the test split, as ImageNet's are used; a split that is still missing is every tenth image of train,
-    told by the hash of its path. Without `train`, everything under `root` is divided in this way.
+    `val` are the test split, as ImageNet's are used; a split that is still missing is one of every `held_out` images
+    of train, told by the hash of its path. Without `train`, everything under `root` is divided in this way.
 
     Args:
         root: the folder.
         size: side in pixels at which images are evaluated.
+        held_out: one training image in so many makes up a missing split.
     """
 
     channels = 3
     mean = IMAGENET_MEAN
     std = IMAGENET_STD
 
-    def __init__(self, root: str | Path | None, size: int) -> None:
+    def __init__(self, root: str | Path | None, size: int, held_out: int = _HELD_OUT) -> None:
         self.root = root
         self.size = size
+        self.held_out = held_out
 
     def split(self, name: Split) -> ImageFiles:
         """The split's images.
@@ -115,7 +118,7 @@ class Folder:
             raise ValueError(f"data.root={root}: no images in {folder}; allowed are {', '.join(sorted(SUFFIXES))}")
         if folder == train:
             missing = [split for split in SPLITS if split not in folders]
-            paths = [path for path in paths if _part_of(path.relative_to(train), missing) == name]
+            paths = [path for path in paths if _part_of(path.relative_to(train), missing, self.held_out) == name]
             if not paths:
                 raise ValueError(
                     f"data.root={root}: too few images to take a {name} split from; give that split a folder"
@@ -124,22 +127,32 @@ class Folder:
 
 
 class TorchvisionSet:
-    """CIFAR-10, CIFAR-100, STL-10 or Imagenette (160 px) by way of torchvision.
+    """CIFAR-10, CIFAR-100, STL-10 or Imagenette (160 px) by way of torchvision, ImageNet as torchvision unpacks it.
 
-    Validation is the tenth of every ten training images of a class; for Imagenette it is as `Folder` says. STL-10's
-    100,000 images without labels are part of train.
+    Validation is the tenth of every ten training images of a class; for Imagenette it is as `Folder` says, for ImageNet
+    likewise, but one training image in a hundred. STL-10's 100,000 images without labels are part of train.
 
     Args:
-        name: "cifar10", "cifar100", "stl10" or "imagenette".
+        name: "cifar10", "cifar100", "stl10", "imagenette" or "imagenet".
         root: folder that the files are in, or are downloaded to.
-        download: fetch the files where they are missing.
+        download: fetch the files where they are missing; not ImageNet's.
+
+    Raises:
+        ValueError: an unknown name, or no folder that could be ImageNet's.
     """
 
     channels = 3
 
-    def __init__(self, name: str, root: str | Path, download: bool = False) -> None:
+    def __init__(self, name: str, root: str | Path | None, download: bool = False) -> None:
         if name not in _TORCHVISION:
             raise ValueError(f"data.source.name={name!r} is not known; allowed: {', '.join(_TORCHVISION)}")
+        if name == "imagenet" and (root is None or not all((Path(root) / part).is_dir() for part in ("train", "val"))):
+            raise ValueError(
+                f"data.root={root} does not hold imagenet; give the folder that has train/ and val/ with one subfolder "
+                "a class (n01440764, …), as torchvision.datasets.ImageNet unpacks the archives of image-net.org"
+            )
+        if root is None:
+            raise ValueError(f"data.root=None does not hold {name}; give the folder its files are in or downloaded to")
         self.name = name
         self.root = Path(root)
         self.download = download
@@ -151,6 +164,8 @@ class TorchvisionSet:
         Raises:
             ValueError: the files are not there and `download` is off.
         """
+        if self.name == "imagenet":
+            return Folder(self.root, self.size, _HELD_OUT_OF_IMAGENET).split(name)
         if self.name == "imagenette":
             self._load("Imagenette", split="train", size="160px")
             return Folder(self.root / "imagenette2-160", self.size).split(name)
@@ -184,6 +199,7 @@ _TORCHVISION: dict[str, tuple[int, tuple[float, ...], tuple[float, ...]]] = {
     "cifar100": (32, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "stl10": (96, (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
     "imagenette": (128, IMAGENET_MEAN, IMAGENET_STD),
+    "imagenet": (224, IMAGENET_MEAN, IMAGENET_STD),
 }
 
 
@@ -217,7 +233,7 @@ def _labels(paths: list[Path], folder: Path, train: Path) -> Tensor:
     return torch.tensor([number[name] for name in names])
 
 
-def _part_of(path: Path, missing: list[Split]) -> Split:
-    """The split that an image of the training folder belongs to, a tenth of them to each missing split."""
-    place = int.from_bytes(sha256(path.as_posix().encode()).digest()[:8]) % _HELD_OUT
+def _part_of(path: Path, missing: list[Split], held_out: int) -> Split:
+    """The split that an image of the training folder belongs to, one in `held_out` to each missing split."""
+    place = int.from_bytes(sha256(path.as_posix().encode()).digest()[:8]) % held_out
     return missing[place] if place < len(missing) else "train"

@@ -11,6 +11,8 @@ from selfdistill.divergences import functional
 from selfdistill.divergences.functional import Direction
 from selfdistill.schedules import Clock, Schedule, as_schedule
 
+Domain = Literal["features", "logits"]
+
 
 class Divergence(nn.Module, ABC):
     """How far a student is from its teacher, one number a sample.
@@ -25,7 +27,7 @@ class Divergence(nn.Module, ABC):
         scale_invariant: D(a s, b t) = D(s, t) for a, b > 0.
     """
 
-    domain: ClassVar[Literal["features", "logits"]]
+    domain: ClassVar[Domain]
     symmetric: ClassVar[bool]
     zero_at_equality: ClassVar[bool]
     scale_invariant: ClassVar[bool]

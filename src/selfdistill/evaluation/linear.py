@@ -52,7 +52,7 @@ def linear_probe(
         classes, y = labels.unique(return_inverse=True)
         if len(grid) > 1:
             grid = [_choose(x, y, grid, max_iter)]
-        mean, scale = _standardisation(x)
+        mean, scale = standardisation(x)
         classifier = _fit((x - mean) / scale, y, len(classes), grid[0], max_iter)
         predicted = classes[_scores(classifier, (test - mean) / scale).argmax(1)]
         return (predicted == test_y).double().mean().item()
@@ -60,30 +60,37 @@ def linear_probe(
 
 def _choose(x: Tensor, y: Tensor, grid: list[float], max_iter: int) -> float:
     """The ``l2`` (largest first in ``grid``) with the lowest held-out cross-entropy."""
-    counts = y.bincount()
-    order = y.argsort(stable=True)
-    rank = torch.empty_like(y)
-    rank[order] = torch.arange(len(y), device=y.device) - (counts.cumsum(0) - counts)[y[order]]
-    # Classes smaller than the fold give nothing away, so no class is without a training image.
-    fold = min(5, int(counts.max()))
-    held_out = rank % fold == fold - 1
-    if fold == 1:
+    held_out = held_out_fold(y)
+    if not held_out.any():
         return grid[0]
     fit_x, fit_y = x[~held_out], y[~held_out]
-    mean, scale = _standardisation(fit_x)
+    mean, scale = standardisation(fit_x)
     fit_x, check_x, check_y = (fit_x - mean) / scale, (x[held_out] - mean) / scale, y[held_out]
     best, chosen = float("inf"), grid[0]
     classifier: Tensor | None = None
     for l2 in grid:
         # Each fit starts from the last: the path of solutions is continuous in l2.
-        classifier = _fit(fit_x, fit_y, len(counts), l2, max_iter, start=classifier)
+        classifier = _fit(fit_x, fit_y, int(y.max()) + 1, l2, max_iter, start=classifier)
         loss = F.cross_entropy(_scores(classifier, check_x), check_y).item()
         if loss < best:
             best, chosen = loss, l2
     return chosen
 
 
-def _standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
+def held_out_fold(y: Tensor) -> Tensor:
+    """Which rows ``[N]`` a setting is chosen on: every fifth of each class, none where all classes have one row.
+
+    Classes smaller than the fold give nothing away, so no class is without a training image.
+    """
+    counts = y.bincount()
+    order = y.argsort(stable=True)
+    rank = torch.empty_like(y)
+    rank[order] = torch.arange(len(y), device=y.device) - (counts.cumsum(0) - counts)[y[order]]
+    fold = min(5, int(counts.max()))
+    return (rank % fold == fold - 1) & (fold > 1)
+
+
+def standardisation(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and scale ``[D]`` of each dimension; a constant one keeps scale 1."""
     std, mean = torch.std_mean(x, 0, correction=0)
     rounding = 10 * torch.finfo(x.dtype).eps * x.abs().amax(0)

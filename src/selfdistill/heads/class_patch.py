@@ -15,7 +15,7 @@ class ClassPatchHead(nn.Module):
     its own for the patches is DINOv2's choice for its largest networks (arXiv 2304.07193, §4).
 
     Args:
-        head: of the pooled features, and of the patches where `patch_head` is None.
+        head: of the pooled features, and of the patches where `patch_head` is None; its `out_dim` is K.
         patch_head: of the patches.
     """
 
@@ -23,6 +23,7 @@ class ClassPatchHead(nn.Module):
         super().__init__()
         self.head = head
         self.patch_head = patch_head
+        self.out_dim: int | None = getattr(head, "out_dim", None)
 
     def forward(self, pooled: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
         if self.patch_head is not None:

@@ -6,7 +6,7 @@ Shapes: V crops, B images, D features, P projections.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import lightning as L
@@ -16,8 +16,10 @@ from torch.optim import Optimizer
 
 from selfdistill.data import ResumableLoader
 from selfdistill.divergences import Divergence
+from selfdistill.methods.compatibility import Accepts, accepted_divergence, check_parts, check_precision
 from selfdistill.methods.finite import FiniteGuard
-from selfdistill.methods.outputs import Outputs, detached
+from selfdistill.methods.outputs import Answers, Outputs, detached
+from selfdistill.methods.weighing import weighed
 from selfdistill.networks import Tower
 from selfdistill.objectives import Objective
 from selfdistill.optim import OptimizerRecipe
@@ -43,12 +45,20 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         weights: a number or a schedule for each named term, or for all terms of a named objective; what is
             not named weighs 1.
         objectives: further losses by name.
+        divergence: becomes ``self.divergence``, for the methods that take one.
+
+    Raises:
+        ValueError: a part that the method does not accept.
     """
 
     evaluates: ClassVar[Literal["student", "teacher"]] = "student"
     """Which of the two networks the paper evaluates, exports and shows to monitors."""
 
+    accepts: ClassVar[Accepts] = Accepts()
+    """What the method works with; anything else is refused where the module is built."""
+
     teacher: Tower | None
+    divergence: Divergence
 
     def __init__(
         self,
@@ -58,8 +68,13 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         optimizer: OptimizerRecipe,
         weights: Mapping[str, Schedule | float] | None = None,
         objectives: Mapping[str, nn.Module] | None = None,
+        divergence: Divergence | Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
+        name = type(self).__name__
+        check_parts(name, self.accepts, student, teacher, objectives or {})
+        if divergence is not None:
+            self.divergence = accepted_divergence(name, self.accepts, divergence)
         self.student = student
         self.teacher_policy = teacher
         self.teacher = teacher.make(student)  # type: ignore[assignment]
@@ -97,6 +112,10 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
 
     def observe(self, predictions: P, targets: T) -> None:
         """Stage this micro-batch for center or queue; called after backward, without gradient."""
+
+    def answers(self, predictions: P, targets: T) -> Answers | None:
+        """What a step that returned these says over prototypes; None for a method without prototypes."""
+        return None
 
     def embed(self, images: Tensor) -> Tensor:
         """``[B, C, H, W] -> [B, D]``: the representation that is evaluated."""
@@ -141,12 +160,7 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         return self
 
     def setup(self, stage: str) -> None:
-        precision = str(self.trainer.precision)
-        if precision in ("bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"):
-            raise ValueError(
-                f"trainer.precision: {precision} given, allowed is 32-true, bf16-mixed or 16-mixed: "
-                "a half-precision teacher with momentum ≥ 0.996 never moves"
-            )
+        check_precision(str(self.trainer.precision))
 
     def configure_callbacks(self) -> list[L.Callback]:
         callbacks: Iterable[Any] = getattr(self.trainer, "callbacks", ())
@@ -168,7 +182,11 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
             targets = self.targets(batch)
         predictions = self.predictions(batch)
         with torch.autocast(self.device.type, enabled=False):
-            terms, weights = self._weighed_terms(batch, predictions, targets)
+            extra: dict[str, dict[str, Tensor]] = {
+                owner: cast(Objective, objective).terms(self, batch, predictions, targets)
+                for owner, objective in self.objectives.items()
+            }
+            terms, weights = weighed(self.terms(predictions, targets), extra, self.weights, self.clock)
             loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         self._observable = (batch, predictions, targets)
         detached_terms = {name: term.detach() for name, term in terms.items()}
@@ -238,25 +256,6 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._refuse_non_finite()
         checkpoint["selfdistill"] = {"method": type(self).__name__, **self.provenance}
-
-    def _weighed_terms(self, views: Views, predictions: P, targets: T) -> tuple[dict[str, Tensor], dict[str, float]]:
-        terms = dict(self.terms(predictions, targets))
-        owners = {name: name for name in terms}
-        for owner, objective in self.objectives.items():
-            extra: dict[str, Tensor] = cast(Objective, objective).terms(self, views, predictions, targets)
-            for name, term in extra.items():
-                if name in terms:
-                    raise ValueError(f"objective: the term {name!r} exists twice; set weights.{name}=… instead")
-                terms[name], owners[name] = term, owner
-        known = {*terms, *owners.values()}
-        for name in self.weights:
-            if name not in known:
-                raise ValueError(f"weights: {name!r} given, allowed is {', '.join(sorted(known))}")
-        one = as_schedule(1.0)
-        weights = {
-            name: self.weights.get(name, self.weights.get(owner, one))(self.clock) for name, owner in owners.items()
-        }
-        return terms, weights
 
     def _refuse_non_finite(self) -> None:
         # a gradient scaler skips such steps, and finds its scale in some of them

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
-from selfdistill.divergences import Divergence, NormalizedL2, as_divergence
+from selfdistill.divergences import Divergence, NormalizedL2
 from selfdistill.heads import MLP
 from selfdistill.methods.base import Outputs, SelfDistillModule
 from selfdistill.networks import Backbone, Tower, as_backbone
@@ -57,9 +57,9 @@ class BYOL(SelfDistillModule[Outputs, Outputs]):
             or OptimizerRecipe("lars", 0.45, weight_decay=1e-6, scaling="linear", warmup="10 epochs"),
             weights=weights,
             objectives=objectives,
+            divergence=divergence or NormalizedL2(),
         )
         self.predictor = MLP(out_dim, hidden_dim, out_dim, output_bias=False)
-        self.divergence = as_divergence(divergence or NormalizedL2())
 
     def targets(self, views: Views) -> Outputs:
         features, projections = self.teaching_tower(views.teacher)

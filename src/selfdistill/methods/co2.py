@@ -12,6 +12,7 @@ from selfdistill.divergences.functional import kl
 from selfdistill.divergences.modules import as_temperature
 from selfdistill.heads import MLP
 from selfdistill.methods.base import Outputs, SelfDistillModule
+from selfdistill.methods.compatibility import Accepts
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.schedules import Schedule
@@ -42,6 +43,8 @@ class CO2(SelfDistillModule[Outputs, Outputs]):
     """
 
     evaluates = "student"
+    # a queue of keys of a network that moves fast is no dictionary: it fails without momentum (arXiv 1911.05722, §4.1)
+    accepts = Accepts(teachers=("student",))
 
     def __init__(
         self,

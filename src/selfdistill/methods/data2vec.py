@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from selfdistill.divergences import Divergence, SmoothL1, as_divergence
+from selfdistill.divergences import Divergence, SmoothL1
 from selfdistill.heads import MLP, NoHead
 from selfdistill.methods.base import Outputs, SelfDistillModule
-from selfdistill.methods.patches import check_same_view, require_tokens
+from selfdistill.methods.compatibility import Accepts
+from selfdistill.methods.patches import check_same_view
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.schedules import Schedule
@@ -45,6 +46,7 @@ class Data2Vec(SelfDistillModule[Outputs, Outputs]):
     """
 
     evaluates = "teacher"
+    accepts = Accepts(tokens=True, masks=("mask",))
 
     def __init__(
         self,
@@ -58,20 +60,19 @@ class Data2Vec(SelfDistillModule[Outputs, Outputs]):
         objectives: Mapping[str, nn.Module] | None = None,
     ) -> None:
         backbone = as_backbone(backbone)
-        require_tokens(backbone, "data2vec")
-        if not 1 <= top_k <= backbone.depth:
-            raise ValueError(f"method.top_k: {top_k} given, allowed is 1 to the backbone's {backbone.depth} blocks")
         super().__init__(
             Tower(backbone, NoHead()),
             teacher=teacher or TeacherPolicy.ema(0.999, 0.9998, shape="linear"),
             optimizer=optimizer or _ADAMW,
             weights=weights,
             objectives=objectives,
+            divergence=divergence or SmoothL1(beta=2.0),
         )
+        if not 1 <= top_k <= backbone.depth:
+            raise ValueError(f"method.top_k: {top_k} given, allowed is 1 to the backbone's {backbone.depth} blocks")
         self.regressor = MLP(backbone.dim, backbone.dim, backbone.dim, layers=1, init_std=0.02)
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(backbone.dim), std=0.02))
         self.layers = range(backbone.depth - top_k, backbone.depth)
-        self.divergence = as_divergence(divergence or SmoothL1(beta=2.0))
 
     def targets(self, views: Views) -> Outputs:
         check_same_view(views, len(views.mask("mask")))

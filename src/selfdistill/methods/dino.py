@@ -6,14 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from selfdistill.divergences import CrossEntropy, Divergence, as_divergence, fused_cross_entropy
+from selfdistill.divergences import CrossEntropy, Divergence, fused_cross_entropy
 from selfdistill.divergences.modules import as_temperature
 from selfdistill.heads import DINOHead
 from selfdistill.heads.mlp import Norm
-from selfdistill.methods.base import Outputs, SelfDistillModule
+from selfdistill.methods.base import Answers, Outputs, SelfDistillModule
+from selfdistill.methods.compatibility import Accepts
+from selfdistill.methods.outputs import as_logits
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.schedules import LinearSchedule, Schedule
@@ -59,6 +60,7 @@ class DINO(SelfDistillModule[Outputs, Outputs]):
     """
 
     evaluates = "teacher"
+    accepts = Accepts(divergences=("logits",))
 
     def __init__(
         self,
@@ -82,12 +84,6 @@ class DINO(SelfDistillModule[Outputs, Outputs]):
     ) -> None:
         if centering not in ("center", "sinkhorn"):
             raise ValueError(f"method.centering: {centering!r} given, allowed is center or sinkhorn")
-        divergence = as_divergence(divergence or CrossEntropy())
-        if divergence.domain != "logits":
-            raise ValueError(
-                f"divergence: {type(divergence).__name__} given, which is for features; DINO compares logits of "
-                "prototypes: choose cross_entropy, kl, kl_reverse or js"
-            )
         backbone = as_backbone(backbone)
         head = DINOHead(
             backbone.dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, prototypes=prototypes,
@@ -99,12 +95,12 @@ class DINO(SelfDistillModule[Outputs, Outputs]):
             optimizer=optimizer or _ADAMW,
             weights=weights,
             objectives=objectives,
+            divergence=divergence or CrossEntropy(),
         )
         self.student_temperature = as_temperature("method.student_temperature", student_temperature)
         self.teacher_temperature = as_temperature("method.teacher_temperature", teacher_temperature)
         self.center = Center(prototypes, center_momentum) if centering == "center" else None
         self.sinkhorn_iterations = sinkhorn_iterations
-        self.divergence = divergence
 
     def targets(self, views: Views) -> Outputs:
         features, logits = self.teaching_tower(views.teacher)
@@ -128,6 +124,10 @@ class DINO(SelfDistillModule[Outputs, Outputs]):
         if self.center is not None:
             self.center.observe(targets.projections)
 
+    def answers(self, predictions: Outputs, targets: Outputs) -> Answers:
+        student = predictions.projections.float() / self.student_temperature(self.clock)
+        return Answers(student, self._sharpened(targets.projections), predictions.pairs)
+
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         return {"last_layer": list(self.student.head.get_submodule("last_layer").parameters())}
 
@@ -137,5 +137,4 @@ class DINO(SelfDistillModule[Outputs, Outputs]):
         if self.center is not None:
             return self.center(logits) / temperature
         codes = sinkhorn(logits.flatten(0, 1), epsilon=temperature, iterations=self.sinkhorn_iterations)
-        # a code may underflow; the logarithm has to stay a number
-        return codes.clamp_min(torch.finfo(codes.dtype).tiny).log().view_as(logits)
+        return as_logits(codes).view_as(logits)

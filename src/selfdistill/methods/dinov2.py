@@ -13,8 +13,10 @@ from selfdistill.divergences.modules import as_temperature
 from selfdistill.divergences.patches import patch_cross_entropy
 from selfdistill.heads import ClassPatchHead, DINOHead
 from selfdistill.heads.mlp import Norm
-from selfdistill.methods.base import SelfDistillModule
-from selfdistill.methods.patches import PatchOutputs, check_same_view, require_tokens
+from selfdistill.methods.base import Answers, SelfDistillModule
+from selfdistill.methods.compatibility import Accepts
+from selfdistill.methods.outputs import as_logits
+from selfdistill.methods.patches import PatchOutputs, check_same_view
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.regularizers import koleo
@@ -63,6 +65,7 @@ class DINOv2(SelfDistillModule[PatchOutputs, PatchOutputs]):
     """
 
     evaluates = "teacher"
+    accepts = Accepts(tokens=True, masks=("mask",), has=("koleo",))
 
     def __init__(
         self,
@@ -87,7 +90,6 @@ class DINOv2(SelfDistillModule[PatchOutputs, PatchOutputs]):
         if centering not in ("center", "sinkhorn"):
             raise ValueError(f"method.centering: {centering!r} given, allowed is center or sinkhorn")
         backbone = as_backbone(backbone)
-        require_tokens(backbone, "DINOv2")
         counts = [prototypes] if patch_prototypes is None else [prototypes, patch_prototypes]
         heads = [
             DINOHead(backbone.dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, prototypes=count,
@@ -148,6 +150,12 @@ class DINOv2(SelfDistillModule[PatchOutputs, PatchOutputs]):
         if self.center is not None and self.patch_center is not None:
             self.center.observe(targets.projections)
             self.patch_center.observe(targets.patches)
+
+    def answers(self, predictions: PatchOutputs, targets: PatchOutputs) -> Answers:
+        student = predictions.projections.float() / self.student_temperature(self.clock)
+        wanted, temperature = self._sharpened(targets.projections, self.center)
+        teacher = as_logits(wanted) if temperature is None else wanted / temperature
+        return Answers(student, teacher, predictions.pairs)
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         names = {"last_layer": self.student.head, "patch_embed": self.student.backbone}

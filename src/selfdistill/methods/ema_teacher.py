@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from selfdistill.divergences import L2, Divergence, as_divergence
+from selfdistill.divergences import L2, Divergence
 from selfdistill.heads import MLP
 from selfdistill.methods.base import Outputs, SelfDistillModule
 from selfdistill.networks import Backbone, Tower, as_backbone
@@ -61,9 +61,9 @@ class EMATeacher(SelfDistillModule[Outputs, Outputs]):
             optimizer=optimizer or OptimizerRecipe("adamw", 1e-3, weight_decay=0.05, warmup="5 epochs"),
             weights=weights,
             objectives=objectives,
+            divergence=divergence or L2(),
         )
         self.same_view = compare == "same"
-        self.divergence = as_divergence(divergence or L2())
 
     def targets(self, views: Views) -> Outputs:
         features, projections = self.teaching_tower(views.teacher)

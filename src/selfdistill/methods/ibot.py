@@ -13,8 +13,9 @@ from selfdistill.divergences.modules import as_temperature
 from selfdistill.divergences.patches import patch_cross_entropy
 from selfdistill.heads import ClassPatchHead, DINOHead
 from selfdistill.heads.mlp import Norm
-from selfdistill.methods.base import Outputs, SelfDistillModule
-from selfdistill.methods.patches import PatchOutputs, check_same_view, require_tokens
+from selfdistill.methods.base import Answers, Outputs, SelfDistillModule
+from selfdistill.methods.compatibility import Accepts
+from selfdistill.methods.patches import PatchOutputs, check_same_view
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.schedules import LinearSchedule, Schedule
@@ -68,6 +69,7 @@ class IBOT(SelfDistillModule[PatchOutputs, IBOTTargets]):
     """
 
     evaluates = "teacher"
+    accepts = Accepts(tokens=True, masks=("mask",))
 
     def __init__(
         self,
@@ -89,7 +91,6 @@ class IBOT(SelfDistillModule[PatchOutputs, IBOTTargets]):
         objectives: Mapping[str, nn.Module] | None = None,
     ) -> None:
         backbone = as_backbone(backbone)
-        require_tokens(backbone, "iBOT")
         counts = [prototypes] if patch_prototypes is None else [prototypes, patch_prototypes]
         heads = [
             DINOHead(backbone.dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, prototypes=count,
@@ -149,6 +150,11 @@ class IBOT(SelfDistillModule[PatchOutputs, IBOTTargets]):
         self.center.observe(targets.projections)
         # every image has as many patches: the mean of the means is that of all
         self.patch_center.observe(targets.patch_means)
+
+    def answers(self, predictions: PatchOutputs, targets: IBOTTargets) -> Answers:
+        student = predictions.projections.float() / self.student_temperature(self.clock)
+        teacher = self.center(targets.projections) / self.teacher_temperature(self.clock)
+        return Answers(student, teacher, predictions.pairs)
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         last = [p for n, p in self.student.head.named_parameters() if "last_layer" in n.split(".")]

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfdistill.divergences import Divergence, SmoothL1, as_divergence
+from selfdistill.divergences import Divergence, SmoothL1
 from selfdistill.heads import LatentPredictor, NoHead
 from selfdistill.methods.base import Outputs, SelfDistillModule
-from selfdistill.methods.patches import check_same_view, require_tokens
+from selfdistill.methods.compatibility import Accepts
+from selfdistill.methods.patches import check_same_view
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.schedules import Schedule
@@ -47,6 +48,7 @@ class IJEPA(SelfDistillModule[Outputs, Outputs]):
     """
 
     evaluates = "teacher"
+    accepts = Accepts(tokens=True, masks=("context", "targets"))
 
     def __init__(
         self,
@@ -63,13 +65,13 @@ class IJEPA(SelfDistillModule[Outputs, Outputs]):
         objectives: Mapping[str, nn.Module] | None = None,
     ) -> None:
         backbone = as_backbone(backbone)
-        require_tokens(backbone, "I-JEPA")
         super().__init__(
             Tower(backbone, NoHead()),
             teacher=teacher or TeacherPolicy.ema(0.996, 1.0, shape="linear", mode="train"),
             optimizer=optimizer or _ADAMW,
             weights=weights,
             objectives=objectives,
+            divergence=divergence or SmoothL1(),
         )
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.predictor = LatentPredictor(
@@ -79,7 +81,6 @@ class IJEPA(SelfDistillModule[Outputs, Outputs]):
             depth=predictor_depth,
             heads=predictor_heads,
         )
-        self.divergence = as_divergence(divergence or SmoothL1())
 
     def targets(self, views: Views) -> Outputs:
         wanted = views.mask("targets")

@@ -36,15 +36,15 @@ class MoCoV3(SelfDistillModule[MoCoV3Outputs, Outputs | None]):
     ``projector_layers=3``, ``predictor_norm="batch_affine_free"`` and T = .2, and keep its random patch projection,
     ``freeze={"patch_embed": 1.0}`` of the recipe.
 
-    Without a teacher the keys are the student's own projections: behind a stop-gradient where there is a predictor;
-    without one both sides are trained, which is SimCLR (arXiv 2002.05709) but for its negatives from the same view.
+    Without a teacher the keys are the student's own projections, and both sides are trained: SimCLR (arXiv 2002.05709)
+    but for its negatives from the same view. With ``predictor=True`` they stand behind a stop-gradient.
 
     Args:
         backbone: a timm name, a :class:`Backbone` or any ``nn.Module``.
         hidden_dim: width of the hidden layers of projector and predictor.
         out_dim: P, width of the projections.
         projector_layers: linear layers of the projector.
-        predictor: whether the student has one (of two layers).
+        predictor: whether the student has one (of two layers); None is where there is a teacher.
         predictor_norm: norm after the predictor's last layer.
         temperature: T.
         teacher: the teacher's policy.
@@ -62,7 +62,7 @@ class MoCoV3(SelfDistillModule[MoCoV3Outputs, Outputs | None]):
         hidden_dim: int = 4096,
         out_dim: int = 256,
         projector_layers: int = 2,
-        predictor: bool = True,
+        predictor: bool | None = None,
         predictor_norm: Norm | None = None,
         temperature: Schedule | float = 1.0,
         teacher: TeacherPolicy | None = None,
@@ -71,10 +71,12 @@ class MoCoV3(SelfDistillModule[MoCoV3Outputs, Outputs | None]):
         objectives: Mapping[str, nn.Module] | None = None,
     ) -> None:
         backbone = as_backbone(backbone)
+        teacher = teacher or TeacherPolicy.ema(0.99, 1.0, mode="train")
+        predictor = teacher.source != "none" if predictor is None else predictor
         mlp = partial(MLP, hidden_dim=hidden_dim, out_dim=out_dim, bias=False, output_bias=False)
         super().__init__(
             Tower(backbone, mlp(backbone.dim, layers=projector_layers, output_norm="batch_affine_free")),
-            teacher=teacher or TeacherPolicy.ema(0.99, 1.0, mode="train"),
+            teacher=teacher,
             optimizer=optimizer
             or OptimizerRecipe("lars", 0.6, weight_decay=1e-6, scaling="linear", warmup="10 epochs"),
             weights=weights,

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from selfdistill.divergences import fused_cross_entropy
 from selfdistill.divergences.modules import as_temperature
 from selfdistill.heads import MLP, Prototypes
-from selfdistill.methods.base import Outputs, SelfDistillModule
+from selfdistill.methods.base import Answers, Outputs, SelfDistillModule
+from selfdistill.methods.compatibility import Accepts
+from selfdistill.methods.outputs import as_logits
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.regularizers import me_max
@@ -53,6 +55,7 @@ class MSN(SelfDistillModule[Outputs, Outputs]):
     """
 
     evaluates = "teacher"
+    accepts = Accepts(tokens=True, masks=("keep",), has=("me_max",))
 
     def __init__(
         self,
@@ -70,11 +73,6 @@ class MSN(SelfDistillModule[Outputs, Outputs]):
         objectives: Mapping[str, nn.Module] | None = None,
     ) -> None:
         backbone = as_backbone(backbone)
-        if not backbone.has_tokens:
-            raise ValueError(
-                f"backbone: {type(backbone).__name__} given, which has no patches that MSN could drop; "
-                "choose a vision transformer (backbone=vit_tiny, vit_small, …)"
-            )
         head = MLP(backbone.dim, hidden_dim, out_dim, layers=3, activation="gelu", init_std=0.02)
         super().__init__(
             Tower(backbone, head),
@@ -109,15 +107,25 @@ class MSN(SelfDistillModule[Outputs, Outputs]):
     def terms(self, predictions: Outputs, targets: Outputs) -> dict[str, Tensor]:
         dtype, temperature = self.prototypes.weight.dtype, self.temperature(self.clock)
         cosines = self.prototypes(predictions.projections.to(dtype))
-        with torch.no_grad():
-            sharp = self.prototypes(targets.projections.to(dtype)) / (temperature * self.sharpen(self.clock))
-            # of probabilities, not of scores: the first scaling of Sinkhorn's is of prototypes, and tells them apart
-            log_p = F.log_softmax(sharp, dim=-1).flatten(0, 1)
-            codes = sinkhorn(log_p, epsilon=1.0, iterations=self.sinkhorn_iterations).view_as(sharp)
+        codes = self._codes(targets.projections)
         cluster = fused_cross_entropy(
             cosines, codes, student_temperature=temperature, teacher_temperature=None, pairs=predictions.pairs
         )
         return {"cluster": cluster, "me_max": me_max(cosines.flatten(0, 1), temperature)}
 
+    def answers(self, predictions: Outputs, targets: Outputs) -> Answers:
+        cosines = self.prototypes(predictions.projections.to(self.prototypes.weight.dtype))
+        student = cosines.float() / self.temperature(self.clock)
+        return Answers(student, as_logits(self._codes(targets.projections)), predictions.pairs)
+
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         return {"prototypes": list(self.prototypes.parameters())}
+
+    @torch.no_grad()
+    def _codes(self, embeddings: Tensor) -> Tensor:
+        """Sharpened and balanced answers ``[G, B, K]`` to the target views' embeddings ``[G, B, P]``."""
+        temperature = self.temperature(self.clock) * self.sharpen(self.clock)
+        sharp = self.prototypes(embeddings.to(self.prototypes.weight.dtype)) / temperature
+        # of probabilities, not of scores: the first scaling of Sinkhorn's is of prototypes, and tells them apart
+        log_p = F.log_softmax(sharp, dim=-1).flatten(0, 1)
+        return sinkhorn(log_p, epsilon=1.0, iterations=self.sinkhorn_iterations).view_as(sharp)

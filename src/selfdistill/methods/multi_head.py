@@ -130,6 +130,7 @@ class _Heads(nn.Module):
 
     def __init__(self, backbone: Backbone, heads: Sequence[Head], hidden_dim: int, out_dim: int) -> None:
         super().__init__()
+        self.out_dim = heads[0].out_dim or out_dim  # of the first: what `HeadOutputs.projections` holds
         self.on_layers = tuple(head.layer is not None for head in heads)
         self.heads = nn.ModuleList(
             MLP(
@@ -143,6 +144,8 @@ class _Heads(nn.Module):
         )
 
     def forward(self, pooled: Tensor, *layers: Tensor) -> list[Tensor]:
+        if len(layers) != sum(self.on_layers):
+            raise ValueError(f"layers: {len(layers)} given, allowed are {sum(self.on_layers)}: one a head on a layer")
         remaining = iter(layers)
         inputs = [next(remaining).mean(-2) if deep else pooled for deep in self.on_layers]
         return [head(x) for head, x in zip(self.heads, inputs, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -21,6 +22,26 @@ class Outputs:
     projections: Tensor
     features: Tensor
     pairs: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass
+class Answers:
+    """What both sides say about images over K prototypes, as logits at the temperatures of the loss; for monitors.
+
+    Attributes:
+        student: ``[V, B, K]``.
+        teacher: ``[G, B, K]``, whose softmax is the target.
+        pairs: (student slot, teacher slot) that the loss compares.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    pairs: tuple[tuple[int, int], ...] = ()
+
+
+def as_logits(probabilities: Tensor) -> Tensor:
+    """Their logarithm, which stays a number where one of them underflowed."""
+    return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log()
 
 
 def detached(value: Any) -> Any:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from selfdistill.methods.outputs import Outputs
-from selfdistill.networks import Backbone
 from selfdistill.views import Views
 
 
@@ -22,19 +21,6 @@ class PatchOutputs(Outputs):
 
     patches: Tensor = field(kw_only=True)
     weight: Tensor = field(kw_only=True)
-
-
-def require_tokens(backbone: Backbone, method: str) -> None:
-    """Refuse a backbone without patch tokens.
-
-    Raises:
-        ValueError: it has none.
-    """
-    if not backbone.has_tokens:
-        raise ValueError(
-            f"backbone: {type(backbone).__name__} given, which has no patch tokens for {method} to predict; "
-            "choose a vision transformer (backbone=vit_tiny, vit_small, …)"
-        )
 
 
 def check_same_view(views: Views, masks: int) -> None:

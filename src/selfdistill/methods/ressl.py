@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfdistill.divergences import CrossEntropy, Divergence, as_divergence
+from selfdistill.divergences import CrossEntropy, Divergence
 from selfdistill.divergences.contrastive import unit
 from selfdistill.divergences.modules import as_temperature
 from selfdistill.heads import MLP
 from selfdistill.methods.base import Outputs, SelfDistillModule
+from selfdistill.methods.compatibility import Accepts
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.schedules import Schedule
@@ -49,6 +50,8 @@ class ReSSL(SelfDistillModule[Outputs, Outputs]):
     """
 
     evaluates = "student"
+    # a queue of keys of a network that moves fast is no measure: MoCo fails without momentum (arXiv 1911.05722, §4.1)
+    accepts = Accepts(divergences=("logits",), teachers=("student",))
 
     def __init__(
         self,
@@ -65,12 +68,6 @@ class ReSSL(SelfDistillModule[Outputs, Outputs]):
         weights: Mapping[str, Schedule | float] | None = None,
         objectives: Mapping[str, nn.Module] | None = None,
     ) -> None:
-        divergence = as_divergence(divergence or CrossEntropy())
-        if divergence.domain != "logits":
-            raise ValueError(
-                f"divergence: {type(divergence).__name__} given, which is for features; ReSSL compares "
-                "distributions over the queue: choose cross_entropy, kl, kl_reverse or js"
-            )
         backbone = as_backbone(backbone)
         super().__init__(
             Tower(backbone, MLP(backbone.dim, hidden_dim, out_dim, norm=None)),
@@ -78,10 +75,10 @@ class ReSSL(SelfDistillModule[Outputs, Outputs]):
             optimizer=optimizer or OptimizerRecipe("sgd", 0.05, weight_decay=1e-4, scaling="linear", warmup="5 epochs"),
             weights=weights,
             objectives=objectives,
+            divergence=divergence or CrossEntropy(),
         )
         self.student_temperature = as_temperature("method.student_temperature", student_temperature)
         self.teacher_temperature = as_temperature("method.teacher_temperature", teacher_temperature)
-        self.divergence = divergence
         self.queue = Queue(queue_length, out_dim)
 
     def targets(self, views: Views) -> Outputs:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from selfdistill.divergences import Cosine, Divergence, as_divergence
+from selfdistill.divergences import Cosine, Divergence
 from selfdistill.heads import MLP
 from selfdistill.methods.base import Outputs, SelfDistillModule
 from selfdistill.networks import Backbone, Tower, as_backbone
@@ -71,9 +71,9 @@ class SimSiam(SelfDistillModule[SimSiamOutputs, Outputs | None]):
             ),
             weights=weights,
             objectives=objectives,
+            divergence=divergence or Cosine(),
         )
         self.predictor = MLP(out_dim, predictor_dim, out_dim, bias=False)
-        self.divergence = as_divergence(divergence or Cosine())
 
     def targets(self, views: Views) -> Outputs | None:
         if self.teacher is None:

@@ -12,7 +12,8 @@ from selfdistill.distributed import rank, world_size
 from selfdistill.divergences import fused_cross_entropy
 from selfdistill.divergences.modules import as_temperature
 from selfdistill.heads import MLP, SwAVPrototypes
-from selfdistill.methods.base import Outputs, SelfDistillModule
+from selfdistill.methods.base import Answers, Outputs, SelfDistillModule
+from selfdistill.methods.outputs import as_logits
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.schedules import Duration, Schedule, check_duration, duration_in_steps
@@ -124,6 +125,11 @@ class SwAV(SelfDistillModule[SwAVOutputs, Outputs | None]):
     def observe(self, predictions: SwAVOutputs, targets: Outputs | None) -> None:
         if self.queue is not None and self.clock.step >= duration_in_steps(self.queue_start, self.clock):
             self.queue.observe(torch.cat(_assigned(predictions, targets), dim=-1))
+
+    def answers(self, predictions: SwAVOutputs, targets: Outputs | None) -> Answers:
+        scores = self.prototypes(predictions.projections.to(self.prototypes.weight.dtype))
+        codes = torch.stack([self._codes(z, crop) for crop, z in enumerate(_assigned(predictions, targets))])
+        return Answers(scores.float() / self.temperature(self.clock), as_logits(codes), predictions.pairs)
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         return {"prototypes": list(self.prototypes.parameters())}

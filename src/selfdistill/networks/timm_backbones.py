@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from selfdistill.heads import sincos_2d
 from selfdistill.networks.backbones import Backbone, Features, ModuleBackbone, block_positions
+from selfdistill.networks.published import load_published
 
 
 class TimmViT(Backbone):
@@ -116,6 +117,7 @@ def build_backbone(
     small_stem: bool = False,
     drop_path: float = 0.0,
     pretrained: bool = False,
+    checkpoint: str | None = None,
 ) -> Backbone:
     """A backbone by name: ``small_cnn``, ``small_vit`` or any timm model.
 
@@ -130,10 +132,26 @@ def build_backbone(
             (as published CIFAR results use).
         drop_path: stochastic depth rate of the student.
         pretrained: load timm's published weights (needs network or timm's cache).
+        checkpoint: a file to start from, in a published layout; see :func:`load_published`.
 
     Raises:
         ValueError: an unknown name, with the nearest known ones; or weights that cannot be had.
     """
+    backbone = _build(name, channels, image_size, patch_size, small_stem, drop_path, pretrained)
+    if checkpoint is not None:
+        load_published(checkpoint, backbone)
+    return backbone
+
+
+def _build(
+    name: str,
+    channels: int,
+    image_size: int | None,
+    patch_size: int | None,
+    small_stem: bool,
+    drop_path: float,
+    pretrained: bool,
+) -> Backbone:
     if name == "small_cnn":
         from selfdistill.networks.small_cnn import SmallCNN
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from selfdistill.methods import Outputs, SelfDistillModule
     from selfdistill.views import Views
 
-Need = Literal["projections", "teacher", "tokens"]
+Need = Literal["projections", "teacher", "tokens", "masks"]
 
 
 class Objective(nn.Module, ABC):
@@ -27,7 +27,7 @@ class Objective(nn.Module, ABC):
     """The objective's name in ``objective=``, for error messages."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
-    """What the method must have: a projection of each view, a teacher, patch tokens (in both networks)."""
+    """What there must be: a projection of each view, a teacher, patch tokens (in both networks), masks in the views."""
 
     def attach(self, module: SelfDistillModule[Any, Any]) -> None:
         """Take sizes from ``module`` and make the parameters; called once, when its towers are built.

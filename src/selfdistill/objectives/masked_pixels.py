@@ -28,7 +28,7 @@ class MaskedPixels(Objective):
     """
 
     name: ClassVar[str] = "masked_pixels"
-    needs: ClassVar[frozenset[Need]] = frozenset({"tokens"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"tokens", "masks"})
 
     def __init__(self, patch: int = 16, channels: int = 3) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ class MaskedTokens(Objective):
     """
 
     name: ClassVar[str] = "masked_tokens"
-    needs: ClassVar[frozenset[Need]] = frozenset({"teacher", "tokens"})
+    needs: ClassVar[frozenset[Need]] = frozenset({"teacher", "tokens", "masks"})
 
     def attach(self, module: SelfDistillModule[Any, Any]) -> None:
         super().attach(module)

@@ -1,4 +1,4 @@
-"""What distinguishes parameters for an optimizer: their kind and the layer that they belong to."""
+"""What distinguishes parameters for an optimizer: their kind and layer; and the rate of all groups together."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 NamedParameters: TypeAlias = Iterable[tuple[str, nn.Parameter]]
 
@@ -68,3 +69,19 @@ def layer_factors(names: Sequence[str], decay: float) -> dict[str, float]:
             layer = top
         factors[name] = decay ** (top - layer)
     return factors
+
+
+def scale_learning_rate(optimizer: Optimizer, factor: float) -> None:
+    """Multiply the peak rates of all groups by ``factor``, for the rest of the run.
+
+    The peaks stand in the groups (``base_lr`` of the recipe, ``initial_lr`` of torch's schedulers), so the change is
+    in every checkpoint.
+
+    Raises:
+        ValueError: a factor that is not above 0.
+    """
+    if not factor > 0:
+        raise ValueError(f"factor: {factor} given, allowed is a number above 0")
+    for group in optimizer.param_groups:
+        for name in {"lr", "base_lr", "initial_lr"} & group.keys():
+            group[name] = group[name] * factor

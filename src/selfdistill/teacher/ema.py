@@ -68,7 +68,8 @@ class EMA:
         self._teacher = [t for t, _ in averaged]
         self._student = [s for _, s in averaged]
         self._same_dtype = all(t.dtype == s.dtype for t, s in averaged)
-        self._copied = copied
+        self._copied = [t for t, _ in copied]
+        self._copied_from = [s for _, s in copied]
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:
@@ -89,8 +90,8 @@ class EMA:
             student = [s.to(t.dtype) for t, s in zip(self._teacher, student, strict=True)]
         if self._teacher:
             torch._foreach_lerp_(self._teacher, student, 1.0 - momentum)
-        for t, s in self._copied:
-            t.copy_(s)
+        if self._copied:
+            torch._foreach_copy_(self._copied, self._copied_from)
 
 
 def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:

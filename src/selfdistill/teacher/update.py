@@ -58,6 +58,7 @@ class TeacherUpdate(L.Callback):
         self.clock = Clock()
         self.momentum: float | None = None
         """The momentum of the last update."""
+        self._within = (0.0, 1.0)
         self._ema: EMA | None = None
         self._schedule: Schedule | None = None
         self._staged: list[Staged] = []
@@ -87,7 +88,8 @@ class TeacherUpdate(L.Callback):
             return
         self._executed = False
         if self._ema is not None and self._schedule is not None:
-            self.momentum = self._schedule(self.clock)
+            low, high = self._within
+            self.momentum = min(max(self._schedule(self.clock), low), high)
             self._ema.update(self.momentum)
             pl_module.log("teacher/momentum", self.momentum, prog_bar=True, batch_size=1)
         for state in self._staged:
@@ -95,15 +97,26 @@ class TeacherUpdate(L.Callback):
         self.clock = Clock(self.clock.step + 1, self.clock.total_steps, self.clock.steps_per_epoch)
         self._publish(pl_module)
 
+    def keep_within(self, low: float = 0.0, high: float = 1.0) -> None:
+        """Limit the momentum from the next update on, whatever its schedule says; stored in checkpoints.
+
+        Raises:
+            ValueError: not 0 ≤ low ≤ high ≤ 1.
+        """
+        if not 0.0 <= low <= high <= 1.0:
+            raise ValueError(f"TeacherUpdate.keep_within: {low} to {high} given, allowed is a range within 0 to 1")
+        self._within = (low, high)
+
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._remove_hooks()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.clock.step, "momentum": self.momentum}
+        return {"step": self.clock.step, "momentum": self.momentum, "within": list(self._within)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.clock = Clock(int(state_dict["step"]), self.clock.total_steps, self.clock.steps_per_epoch)
         self.momentum = state_dict["momentum"]
+        self.keep_within(*state_dict.get("within", (0.0, 1.0)))
 
     def _on_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         self._executed = True

@@ -1,0 +1,156 @@
+"""A run's network from its checkpoint alone: the configuration is stored in it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from selfdistill import __version__
+from selfdistill.assembly import build_method
+from selfdistill.checkpoint import read_checkpoint
+from selfdistill.config import UserError
+from selfdistill.methods import SelfDistillModule
+
+Network = Literal["student", "teacher"]
+
+# The groups of a stored configuration from which objects are made.
+_BUILT = ("backbone", "data", "divergence", "method", "objective", "optimizer", "teacher", "views", "weights")
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A module with the weights of a checkpoint, and where they come from.
+
+    Attributes:
+        module: in eval mode, on the CPU.
+        config: of the run, resolved.
+        checkpoint: the file.
+        step: optimizer steps taken.
+        version: of this package, that wrote the file; None where it does not say.
+    """
+
+    module: SelfDistillModule[Any, Any]
+    config: DictConfig
+    checkpoint: Path
+    step: int
+    version: str | None
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder, or the one that holds a checkpoint that was copied out of its run."""
+        parent = self.checkpoint.parent
+        return parent.parent if parent.name == "checkpoints" else parent
+
+    @property
+    def sha256(self) -> str:
+        with open(self.checkpoint, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def restore(path: str, network: Network | None = None, *, trust: bool = False, key: str = "checkpoint") -> Restored:
+    """Rebuild the module of a checkpoint and load it; no code in the file is run.
+
+    Args:
+        path: a checkpoint, or a run's folder, of which ``last`` is taken.
+        network: the one to evaluate; None as the method says.
+        trust: the configuration in the file may name classes and functions of other packages, which are then called.
+        key: the setting that errors name.
+
+    Raises:
+        UserError: no such file, not ours, or of a configuration or version that does not fit; nothing is guessed.
+    """
+    file = checkpoint_file(path, key)
+    stored = read_checkpoint(key, str(file))
+    about, state = stored["selfdistill"], stored["state_dict"]
+    version = about.get("version")
+    config = OmegaConf.create(about["config"])
+    foreign = sorted({name for part in _BUILT for name in _targets(about["config"].get(part)) if not _ours(name)})
+    if foreign and not trust:
+        raise UserError(
+            f"{key}: {file.name} names {foreign[0]}, which is not of this package and would be run; "
+            "trust=true allows it, where you know who wrote the file"
+        )
+    if "backbone" in config:
+        for source in ("pretrained", "checkpoint"):
+            if config.backbone.get(source):
+                config.backbone[source] = None  # the weights are in the file
+    try:
+        module = build_method(config)
+    except (UserError, InstantiationException, ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = str(error.__cause__ or error).split("\n")[0]
+        raise UserError(
+            f"{key}: {file.name} holds a {about.get('method')} that cannot be built ({reason}); {_versions(version)}"
+        ) from error
+    if type(module).__name__ != about.get("method"):
+        raise UserError(
+            f"{key}: {file.name} says {about.get('method')}, its configuration builds {type(module).__name__}; "
+            "the file was changed"
+        )
+    mine = module.state_dict()
+    differing = [
+        name
+        for name in {**mine, **state}
+        if getattr(mine.get(name), "shape", None) != getattr(state.get(name), "shape", None)
+        or (name in mine) != (name in state)
+    ]
+    if differing:
+        first = differing[0]
+        how = "is missing in it" if first not in state else "is not known" if first not in mine else "has another shape"
+        raise UserError(
+            f"{key}: {file.name} does not fit {type(module).__name__}: {first!r} {how} "
+            f"({len(differing)} of {len(mine)} entries differ); {_versions(version)}"
+        )
+    module.load_state_dict(state)
+    module.eval()
+    if network is not None:
+        _choose(module, network)
+    return Restored(module, config, file, int(stored.get("global_step", 0)), version)
+
+
+def _targets(node: Any) -> list[str]:
+    """Everything that Hydra would call to build ``node``."""
+    if isinstance(node, Mapping):
+        own = [str(node["_target_"])] if "_target_" in node else []
+        return [*own, *(name for value in node.values() for name in _targets(value))]
+    return [name for value in node for name in _targets(value)] if isinstance(node, list) else []
+
+
+def _ours(target: str) -> bool:
+    return target.startswith("selfdistill.")
+
+
+def checkpoint_file(path: str, key: str = "checkpoint") -> Path:
+    """``path`` if it is a file, its ``checkpoints/last.ckpt`` if it is a run's folder.
+
+    Raises:
+        UserError: neither.
+    """
+    given = Path(path)
+    if given.is_dir():
+        if (last := given / "checkpoints" / "last.ckpt").is_file():
+            return last
+        raise UserError(f"{key}: {path!r} given, a folder without checkpoints/last.ckpt; allowed is a run or a .ckpt")
+    if not given.is_file():
+        raise UserError(
+            f"{key}: {path!r} given, no such file; allowed is a run's folder or <run>/checkpoints/last.ckpt"
+        )
+    return given
+
+
+def _choose(module: SelfDistillModule[Any, Any], network: str) -> None:
+    if network not in ("student", "teacher"):
+        raise UserError(f"network: {network!r} given, allowed is student, teacher or null (as the method says)")
+    if network == "teacher" and module.teacher is None:
+        raise UserError(f"network: teacher given, this {type(module).__name__} has none; allowed is student")
+    module.evaluates = network  # type: ignore[misc,assignment]
+
+
+def _versions(theirs: str | None) -> str:
+    wrote = "an unnamed version" if theirs is None else theirs
+    return f"written by selfdistill {wrote}, this is {__version__}"

@@ -1,0 +1,194 @@
+"""From a checkpoint to figures: the right network, the right data, files that are whole, refusals of one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from selfdistill import tasks
+from selfdistill.config import UserError, check
+from selfdistill.restore import restore
+from selfdistill.runner import fit
+
+ROOT = Path(__file__).parents[1]
+QUICK = ("protocol.knn.ks=[1,20,5000]", "protocol.knn.temperatures=[0.07]")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of a method that evaluates its teacher."""
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    config = check(
+        "train", ["method=ema_teacher", "debug=fast", "evaluation.draws=20", "trainer.accelerator=cpu"]
+    ).config
+    config.run_dir = str(folder)
+    config.trainer.enable_progress_bar = False
+    fit(config)
+    return folder
+
+
+def evaluate(*overrides: str) -> float | None:
+    return tasks.evaluate(check("evaluate", list(overrides)).config)
+
+
+def figures(path: Path) -> dict[tuple[str, str], float]:
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return {(f["protocol"], f["setting"]): f["value"] for f in stored["figures"]}
+
+
+def test_figures_are_those_that_the_run_ended_with(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(f"checkpoint={run}", "protocol=[knn,few_shot]", *QUICK)
+    (written,) = (run / "evaluation").glob("*.json")
+    assert written.name == "last-teacher-digits-knn+few_shot.json"
+    found = figures(written)
+    own = json.loads((run / "summary.json").read_text(encoding="utf-8"))["figures"]["trained"]
+    assert found["knn", "k=20 temperature=0.07"] == own["knn"]
+    assert found["few_shot", "1 shot"] == pytest.approx(own["one_shot"])
+    assert found["few_shot", "5 shots"] == pytest.approx(own["five_shot"])
+    assert ("knn", "k=1204 temperature=0.07") in found  # the whole bank stands for a larger k
+    about = json.loads(written.read_text(encoding="utf-8"))
+    assert about["network"] == "teacher"
+    assert about["method"] == "EMATeacher"
+    assert about["step"] == 2
+    assert about["classes_absent_from_train"] == []
+    with open(written.with_suffix(".csv"), encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {(r["protocol"], r["setting"]): float(r["value"]) for r in rows} == found
+    assert "k=20" in capsys.readouterr().out
+    assert not list((run / "evaluation").glob("part-*"))
+
+
+def test_the_other_network_is_evaluated_on_request(run: Path, tmp_path: Path) -> None:
+    accuracies = {
+        network: evaluate(
+            f"checkpoint={run}", "protocol=geometry", f"network={network}", f"output={tmp_path}/{network}.json"
+        )
+        for network in ("student", "teacher", "null")
+    }
+    assert accuracies["teacher"] == accuracies["null"] != accuracies["student"]
+
+
+def test_every_protocol_runs(run: Path, tmp_path: Path) -> None:
+    shorter = ("finetune.epochs=1", "few_shot.fractions=[0.01]", "linear.solver=sgd", "linear.epochs=2")
+    given = [f"protocol.{setting}" for setting in shorter]
+    evaluate(f"checkpoint={run}/checkpoints/last.ckpt", f"output={tmp_path}/all.json", *given, *QUICK)
+    assert {protocol for protocol, _ in figures(tmp_path / "all.json")} == {
+        "knn", "linear", "few_shot", "finetune", "geometry"
+    }  # fmt: skip
+
+
+def folder_of_images(root: Path, splits: dict[str, list[str]]) -> Path:
+    for split, classes in splits.items():
+        for label, name in enumerate(classes):
+            (root / split / name).mkdir(parents=True)
+            for i in range(3):
+                Image.new("RGB", (16, 16), (40 * label, 10 * i, 99)).save(root / split / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def colour_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network for three channels."""
+    root = tmp_path_factory.mktemp("colour")
+    images = folder_of_images(root / "images", {"train": ["a", "b"], "val": ["a", "b"], "test": ["a", "b"]})
+    config = check(
+        "train",
+        ["debug=fast", "data=folder", f"data.root={images}", "data.image.size=16", "data.batch_size=4",
+         "data.num_workers=0", "backbone=small_cnn", "method.hidden_dim=8", "method.out_dim=4",
+         "trainer.accelerator=cpu", "evaluation.draws=2"],
+    ).config  # fmt: skip
+    config.run_dir = str(root / "run")
+    config.trainer.enable_progress_bar = False
+    fit(config)
+    return root / "run"
+
+
+def test_another_data_set_normalised_as_the_network_knows_it(colour_run: Path, tmp_path: Path) -> None:
+    other = folder_of_images(tmp_path / "other", {"train": ["x", "y", "z"], "val": ["x", "y"], "test": ["y", "z"]})
+    given = ["data=folder", f"data.root={other}", "data.image.size=16", "data.num_workers=0"]
+    config = check("evaluate", [f"checkpoint={colour_run}", *given]).config
+    restored = restore(str(colour_run))
+    _, data = tasks.evaluation_data(restored, config)
+    assert data.source.mean == tuple(restored.config.data.source.get("mean", data.source.mean))
+    assert {int(y) for _, labels in data.evaluation_loader("train") for y in labels} == {0, 1, 2}
+    evaluate(f"checkpoint={colour_run}", "protocol=knn", *QUICK, *given, f"output={tmp_path}/other.json")
+    assert ("knn", "k=9 temperature=0.07") in figures(tmp_path / "other.json")
+
+
+def test_refusals_are_one_line_and_write_nothing(run: Path, colour_run: Path, tmp_path: Path) -> None:
+    unlabelled = tmp_path / "unlabelled"
+    unlabelled.mkdir()
+    for i in range(30):
+        Image.new("RGB", (16, 16)).save(unlabelled / f"{i}.png")
+    labelled = folder_of_images(tmp_path / "labelled", {"train": ["a", "b"], "val": ["a"], "test": ["a", "b"]})
+    folder = ["data=folder", "data.image.size=16", "data.num_workers=0"]
+    for overrides, says in (
+        ([f"checkpoint={tmp_path}/none.ckpt"], "no such file"),
+        ([f"checkpoint={tmp_path}"], "a folder without checkpoints/last.ckpt"),
+        ([f"checkpoint={run}", "network=both"], "network: 'both' given"),
+        ([f"checkpoint={run}", "protocol.linear.solver=svm"], "protocol.linear.solver: 'svm' given"),
+        ([f"checkpoint={run}", *folder, f"data.root={labelled}"], "3 channels, the network takes 1"),
+        ([f"checkpoint={colour_run}", *folder, f"data.root={unlabelled}"], "no labels"),
+        ([f"checkpoint={colour_run}", *folder, f"data.root={labelled}", "data.image.classes=1"], "have 2 classes"),
+    ):
+        with pytest.raises(UserError, match=says) as caught:
+            evaluate(*overrides, f"output={tmp_path}/out/x.json")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="checkpoint: not given"):
+        evaluate("protocol=knn")
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(run: Path, tmp_path: Path) -> None:
+    stored: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+    def saved(**changes: Any) -> str:
+        torch.save({**stored, **changes}, tmp_path / "changed.ckpt")
+        return str(tmp_path / "changed.ckpt")
+
+    state = dict(stored["state_dict"])
+    first = next(iter(state))
+    short = {name: value for name, value in state.items() if name != first}
+    config = json.loads(json.dumps(stored["selfdistill"]["config"]))
+    config["method"]["_target_"] = "selfdistill.methods.OfTheFuture"
+    about = stored["selfdistill"]
+    for changes, says in (
+        ({"state_dict": short}, rf"{first!r} is missing in it \(1 of"),
+        ({"state_dict": {**state, "extra": state[first]}}, "'extra' is not known"),
+        ({"state_dict": {**state, first: state[first].flatten()[:1]}}, "has another shape"),
+        ({"selfdistill": {**about, "method": "BYOL"}}, "says BYOL, its configuration builds EMATeacher"),
+        ({"selfdistill": {**about, "config": config, "version": "9.1"}}, "cannot be built .* selfdistill 9.1, this is"),
+    ):
+        with pytest.raises(UserError, match=says) as caught:
+            restore(saved(**changes))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_figures_of_one(run: Path, tmp_path: Path) -> None:
+    evaluate(f"checkpoint={run}", "protocol=[knn,few_shot,geometry]", *QUICK, f"output={tmp_path}/one.json")
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "src.evaluate",
+    ]
+    done = subprocess.run(
+        [*command, f"checkpoint={run}", "protocol=[knn,few_shot,geometry]", *QUICK, f"output={tmp_path}/two.json"],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = figures(tmp_path / "one.json"), figures(tmp_path / "two.json")
+    assert one == pytest.approx(two, abs=1e-6)
