@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from selfdistill import tasks
@@ -117,8 +118,13 @@ def test_another_data_set_normalised_as_the_network_knows_it(colour_run: Path, t
     given = ["data=folder", f"data.root={other}", "data.image.size=16", "data.num_workers=0"]
     config = check("evaluate", [f"checkpoint={colour_run}", *given]).config
     restored = restore(str(colour_run))
+    # as if it had been trained on CIFAR-10, whose files are not needed for its mean and deviation
+    source = {"_target_": "selfdistill.data.TorchvisionSet", "name": "cifar10", "root": "."}
+    restored.config.data.source = OmegaConf.create(source)
     _, data = tasks.evaluation_data(restored, config)
-    assert data.source.mean == tuple(restored.config.data.source.get("mean", data.source.mean))
+    images, _ = next(iter(data.evaluation_loader("train")))
+    black = (torch.zeros(3) - torch.tensor([0.4914, 0.4822, 0.4465])) / torch.tensor([0.2470, 0.2435, 0.2616])
+    torch.testing.assert_close(images[0, :2, 0, 0], black[:2])  # no red, no green in the first image
     assert {int(y) for _, labels in data.evaluation_loader("train") for y in labels} == {0, 1, 2}
     evaluate(f"checkpoint={colour_run}", "protocol=knn", *QUICK, *given, f"output={tmp_path}/other.json")
     assert ("knn", "k=9 temperature=0.07") in figures(tmp_path / "other.json")

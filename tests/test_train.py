@@ -46,7 +46,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_leaves_what_it_says(whole: tuple[Path, str]) -> None:
     folder, printed = whole
-    assert {p.name for p in folder.iterdir()} >= {"config.yaml", "metrics.csv", "summary.json", "checkpoints"}
+    left = {
+        "config.yaml",
+        "metrics.csv",
+        "summary.json",
+        "checkpoints",
+        "backbone.safetensors",
+        "backbone.safetensors.md",
+    }
+    assert {p.name for p in folder.iterdir()} >= left
     assert {p.name for p in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert set(summary["figures"]) == {"trained", "raw_pixels", "initial"}
@@ -54,6 +62,7 @@ def test_leaves_what_it_says(whole: tuple[Path, str]) -> None:
         assert set(figures) == {"knn", "one_shot", "five_shot"}
         assert all(0 <= value <= 1 for value in figures.values())
     assert summary["collapse"] is None
+    assert summary["alarms"] == []
     assert summary["seconds"]["train"] > 0
     assert summary["optimizer_steps"] == 12
     for text in ("trained backbone", "raw pixels", "backbone at initialisation", "k-NN", str(folder)):
@@ -184,6 +193,20 @@ def test_another_run_is_a_frozen_teacher(whole: tuple[Path, str], tmp_path: Path
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     teacher = {n.removeprefix("teacher."): v for n, v in state.items() if n.startswith("teacher.")}
     equal(teacher, {n.removeprefix("student."): v for n, v in source.items() if n.startswith("student.")})
+    # what is evaluated, stored and exported is what was trained
+    assert json.loads((folder / "summary.json").read_text(encoding="utf-8"))["evaluates"] == "student"
+
+
+def test_a_teachers_checkpoint_may_not_name_code_of_others(whole: tuple[Path, str], tmp_path: Path) -> None:
+    stored = torch.load(whole[0] / "checkpoints" / "last.ckpt", weights_only=True)
+    stored["selfdistill"]["config"]["backbone"]["_target_"] = "os.system"
+    torch.save(stored, tmp_path / "evil.ckpt")
+    done = run(
+        *FAST, "teacher=frozen", f"teacher.checkpoint='{tmp_path}/evil.ckpt'", f"hydra.run.dir='{tmp_path}/none'"
+    )
+    assert done.returncode == 2
+    assert "names os.system, which is not of this package" in done.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(whole: tuple[Path, str]) -> None:

@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from selfdistill.callbacks import EpochLines, GracefulInterrupt, ProgressBar, TeacherUpdate
-from selfdistill.checkpoint import read_checkpoint
+from selfdistill.checkpoint import foreign_target, read_checkpoint
 from selfdistill.config import UserError
 from selfdistill.data import DataModule
 from selfdistill.evaluation.features import evaluating
@@ -104,11 +104,17 @@ def try_backbone(module: SelfDistillModule[Any, Any], datamodule: DataModule) ->
 
 def build_teacher(config: DictConfig) -> TeacherPolicy:
     """The policy of ``config.teacher``; ``teacher.checkpoint`` is the network of another run."""
-    settings = {key: value for key, value in config.teacher.items() if key != "checkpoint"}
+    settings = {key: value for key, value in config.teacher.items() if key not in ("checkpoint", "trust")}
     path = config.teacher.get("checkpoint")
     if path is None:
         return instantiate(settings)
     stored = read_checkpoint("teacher.checkpoint", path)
+    foreign = foreign_target(stored["selfdistill"]["config"])
+    if foreign and not config.teacher.get("trust"):
+        raise UserError(
+            f"teacher.checkpoint: {path} names {foreign}, which is not of this package and would be run; "
+            "teacher.trust=true allows it, where you know who wrote the file"
+        )
     other = build_method(OmegaConf.create(stored["selfdistill"]["config"]))
     other.load_state_dict(stored["state_dict"])
     return instantiate(settings, _partial_=True)(network=other.evaluated_tower)

@@ -4,12 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from selfdistill.config import UserError, flatten
 from selfdistill.methods import SelfDistillModule
+
+# The groups of a stored configuration from which objects are made.
+_BUILT = ("backbone", "data", "divergence", "method", "objective", "optimizer", "teacher", "views", "weights")
+
+
+def foreign_target(config: Mapping[str, Any]) -> str | None:
+    """The first class or function of another package that building this stored configuration would call."""
+    found = (name for part in _BUILT for name in _targets(config.get(part)) if not name.startswith("selfdistill."))
+    return next(found, None)
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        node = list(node.values())
+    for value in node if isinstance(node, list) else ():
+        yield from _targets(value)
 
 
 def checked_checkpoint(path: str, module: SelfDistillModule[Any, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from selfdistill import __version__
 from selfdistill.assembly import build_method
-from selfdistill.checkpoint import read_checkpoint
+from selfdistill.checkpoint import foreign_target, read_checkpoint
 from selfdistill.config import UserError
 from selfdistill.methods import SelfDistillModule
 
 Network = Literal["student", "teacher"]
-
-# The groups of a stored configuration from which objects are made.
-_BUILT = ("backbone", "data", "divergence", "method", "objective", "optimizer", "teacher", "views", "weights")
 
 
 @dataclass(frozen=True)
@@ -70,10 +66,10 @@ def restore(path: str, network: Network | None = None, *, trust: bool = False, k
     about, state = stored["selfdistill"], stored["state_dict"]
     version = about.get("version")
     config = OmegaConf.create(about["config"])
-    foreign = sorted({name for part in _BUILT for name in _targets(about["config"].get(part)) if not _ours(name)})
+    foreign = foreign_target(about["config"])
     if foreign and not trust:
         raise UserError(
-            f"{key}: {file.name} names {foreign[0]}, which is not of this package and would be run; "
+            f"{key}: {file.name} names {foreign}, which is not of this package and would be run; "
             "trust=true allows it, where you know who wrote the file"
         )
     if "backbone" in config:
@@ -111,18 +107,6 @@ def restore(path: str, network: Network | None = None, *, trust: bool = False, k
     if network is not None:
         _choose(module, network)
     return Restored(module, config, file, int(stored.get("global_step", 0)), version)
-
-
-def _targets(node: Any) -> list[str]:
-    """Everything that Hydra would call to build ``node``."""
-    if isinstance(node, Mapping):
-        own = [str(node["_target_"])] if "_target_" in node else []
-        return [*own, *(name for value in node.values() for name in _targets(value))]
-    return [name for value in node for name in _targets(value)] if isinstance(node, list) else []
-
-
-def _ours(target: str) -> bool:
-    return target.startswith("selfdistill.")
 
 
 def checkpoint_file(path: str, key: str = "checkpoint") -> Path:

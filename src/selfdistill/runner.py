@@ -21,6 +21,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
+from selfdistill import __version__
 from selfdistill.assembly import build_callbacks, build_data, build_method, build_trainer, try_backbone
 from selfdistill.callbacks import (
     CollapseError,
@@ -31,6 +32,8 @@ from selfdistill.callbacks import (
 from selfdistill.checkpoint import checked_checkpoint
 from selfdistill.config import UserError, check_values, resolved
 from selfdistill.evaluation.figures import Figures, backbone_figures, figures_table, pixel_figures
+from selfdistill.export import export_backbone, run_facts
+from selfdistill.files import write_text
 from selfdistill.methods.finite import NonFiniteLossError
 
 log = logging.getLogger(__name__)
@@ -76,7 +79,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     L.seed_everything(config.seed, workers=True, verbose=False)
     datamodule = build_data(config)
     module = build_method(config)
-    module.provenance = {"config": plain}
+    module.provenance = {"config": plain, "version": __version__}
     try_backbone(module, datamodule)
     checkpoint = None if config.ckpt_path is None else checked_checkpoint(config.ckpt_path, module)
     callbacks = build_callbacks(config, folder)
@@ -122,7 +125,9 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         "seed": config.seed,
     }
     if trainer.is_global_zero:
-        _write(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        facts = run_facts(datamodule.source, plain, figures=figures, step=module.clock.step)
+        export_backbone(module, folder / "backbone.safetensors", facts)
+        write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         if figures:
             source = type(datamodule.source).__name__
             print(f"\n{source}, test split, {module.evaluates} network\n\n{figures_table(figures)}\n")
@@ -186,12 +191,6 @@ def _claim(folder: Path, config: DictConfig) -> None:
         raise UserError(f"hydra.run.dir: {folder} holds a run already; choose another folder") from None
     except OSError as error:
         raise UserError(f"hydra.run.dir: {folder} cannot be written ({error.strerror}); choose another") from None
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(path.suffix + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _remove_if_empty(folder: Path) -> None:

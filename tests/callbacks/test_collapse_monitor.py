@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -14,7 +15,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from selfdistill.callbacks import CollapseError, CollapseMonitor, TeacherUpdate, Thresholds
-from selfdistill.callbacks.collapse_rollback import LR_FACTOR
+from selfdistill.callbacks.collapse_rollback import (
+    LR_FACTOR,
+    HealthyStates,
+    change_targets,
+    lowers_learning_rate,
+)
 from selfdistill.evaluation.geometry import effective_rank, feature_std, parameter_distance
 from selfdistill.optim import scale_learning_rate
 from selfdistill.targets import Center
@@ -156,6 +162,16 @@ def test_stop_and_raise(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:collapse monitor")
+def test_a_stopped_run_that_is_continued_as_it_was_stops_again(tmp_path: Path) -> None:
+    trainer = fit(Foreign(collapses_at=4), watch(action="stop"), tmp_path, steps=30)
+    trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+    module, monitor = Foreign(collapses_at=4), watch(action="stop")
+    fit(module, monitor, tmp_path, steps=30, ckpt_path=tmp_path / "stopped.ckpt", max_epochs=2)
+    assert [alarm.step for alarm in monitor.alarms] == [6, 9]
+    assert len(module.features) == 3
+
+
+@pytest.mark.filterwarnings("ignore:collapse monitor")
 def test_rollback_goes_back_and_on_with_the_mend(tmp_path: Path) -> None:
     module, monitor = Foreign(collapses_at=14, dies=True), watch(action="rollback", patience=2)
     update = TeacherUpdate(momentum=0.6)
@@ -215,14 +231,46 @@ def test_every_action_survives_a_resume(cut: int, tmp_path: Path) -> None:
     assert second.mends == monitor.mends != []
     assert second.alarms == monitor.alarms
     assert other.momentum == update.momentum
+    assert second._lr_factor == monitor._lr_factor == LR_FACTOR
     assert resumed.optimizers[0].param_groups[0]["lr"] == trainer.optimizers[0].param_groups[0]["lr"]
     for name, value in module.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
 
 
-def test_a_center_that_stood_still_is_turned_on_and_stays_on() -> None:
-    from selfdistill.callbacks.collapse_rollback import change_targets, lowers_learning_rate
+def test_going_back_restores_everything_and_forgets_what_the_bad_step_staged() -> None:
+    module = Foreign()
+    module.center.momentum = 0.5
+    optimizer = module.configure_optimizers()
+    trainer: Any = SimpleNamespace(optimizers=[optimizer])
 
+    def train() -> None:
+        optimizer.zero_grad()
+        module.student(torch.ones(1, 6)).square().sum().backward()
+        optimizer.step()
+        module.center.observe(torch.ones(1, 4))
+        module.center.commit()
+
+    train()
+    states = HealthyStates(gap=2)
+    states.keep(trainer, module, 1, lr_factor=0.5, now=True)
+    kept = {name: value.clone() for name, value in module.state_dict().items()}
+    train()
+    after_two = {name: value.clone() for name, value in module.state_dict().items()}
+    for _ in range(2):
+        # a second time from the same copy, which the optimizer must not have written to
+        module.center.observe(torch.full((1, 4), 100.0))
+        assert states.restore(trainer, module, lr_factor=0.5) == 1
+        module.center.commit()
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, kept[name]), name
+        train()
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, after_two[name]), name
+    states.restore(trainer, module, lr_factor=0.1)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 0.1 / 0.5)
+
+
+def test_a_center_that_stood_still_is_turned_on_and_stays_on() -> None:
     module = Foreign()
     assert not lowers_learning_rate("cluster", module)
     assert change_targets("cluster", module, None, 100) == ["center momentum 0.9"]

@@ -200,6 +200,8 @@ def test_configs(path: Path, tmp_path: Path) -> None:
     config = OmegaConf.create({"data": OmegaConf.load(path)})
     if "root" in config.data:
         config.data.root = str(tmp_path)
+        for part in ("train", "val"):
+            (tmp_path / part).mkdir()
     OmegaConf.resolve(config)
     assert {"classes", "channels", "size", "local_size", "patch", "small_stem"} == set(config.data.image)
     settings = {key: value for key, value in config.data.items() if key not in ("image", "root", "download")}

@@ -173,8 +173,7 @@ class CollapseMonitor(L.Callback):
         extra = dict(self._gradients.measures)
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):
-            # Lightning has divided it by the number of micro-batches
-            extra["loss"] = loss.detach() * trainer.accumulate_grad_batches
+            extra["loss"] = loss.detach()
         measures = measure(pl_module, outputs, batch, features, rows=self.rows, extra=extra)
         measures |= self._of_the_teacher(update, measures)
         self._log(trainer, pl_module, measures, step)
@@ -208,6 +207,9 @@ class CollapseMonitor(L.Callback):
         self._mended, self._lr_factor = list(state_dict["mended"]), state_dict["lr_factor"]
         self._center_on = state_dict["center_on"]
         self._healthy.load_state_dict(state_dict["healthy"])
+        if self.action in ("stop", "raise") and self._verdict.standing:
+            # the run goes on as it was when this was acted upon: what is still wrong is acted upon again
+            self._verdict.forgive()
 
     def _of_the_teacher(self, update: TeacherUpdate | None, measures: Measures) -> Measures:
         if update is None or update.momentum is None or not self._ages:

@@ -77,6 +77,9 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
             self.divergence = accepted_divergence(name, self.accepts, divergence)
         self.student = student
         self.teacher_policy = teacher
+        if not teacher.moves:
+            # a network that stands still has learned nothing
+            self.evaluates = "student"  # type: ignore[misc]
         self.teacher = teacher.make(student)  # type: ignore[assignment]
         if self.teacher is not None:
             # a Trainer does not call train() before it fits

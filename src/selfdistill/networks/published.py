@@ -161,10 +161,9 @@ def _read(path: Path) -> Mapping[str, Any]:
         # DINO and iBOT store their command line
         with torch.serialization.safe_globals([argparse.Namespace]):
             stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).split("\n")[0]
+    except Exception:  # torch raises many kinds, and advises to run the code
         raise ValueError(
-            f"backbone.checkpoint: {path.name} cannot be read without running code in it ({reason}); "
+            f"backbone.checkpoint: {path.name} cannot be read without running code in it, or is damaged; "
             "save its tensors anew with torch.save or numpy.savez"
         ) from None
     if not isinstance(stored, Mapping):

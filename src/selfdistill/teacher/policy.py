@@ -118,6 +118,11 @@ class TeacherPolicy:
         return as_schedule(self.momentum)
 
     @property
+    def moves(self) -> bool:
+        """Whether there is a teacher that follows the student."""
+        return self.source == "student" and self.network is None and self.schedule != ConstantSchedule(1.0)
+
+    @property
     def buffer_rule(self) -> Buffers:
         if self.buffers is not None:
             return self.buffers
