@@ -10,6 +10,7 @@ import argparse
 from collections import defaultdict
 from pathlib import Path
 
+import yaml
 from runs import Summary, cell, run_all, table, write_section
 
 from selfdistill.config import CONF
@@ -79,13 +80,8 @@ def report(data: str, results: dict[str, list[Summary]]) -> str:
 
 
 def _backbone(run: Summary) -> str:
-    given = next((o.removeprefix("backbone=") for o in run["overrides"] if o.startswith("backbone=")), None)
-    if given:
-        return given
-    for line in (Path(run["folder"]) / "config.yaml").read_text(encoding="utf-8").split("backbone:", 1)[1].splitlines():
-        if line.strip().startswith("name:"):
-            return line.split(":")[1].strip()
-    return ""
+    config = yaml.safe_load((Path(run["folder"]) / "config.yaml").read_text(encoding="utf-8"))
+    return str(config["backbone"]["name"])
 
 
 def _beats(runs: list[Summary], row: str) -> str:

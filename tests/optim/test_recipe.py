@@ -461,7 +461,9 @@ class TestBadInput:
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
 def test_config_states_every_knob_at_its_default(name: str) -> None:
-    config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    own = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    assert own.pop("defaults") == ["base/recipe@_here_"]
+    config = {**yaml.safe_load((CONF / "base" / "recipe.yaml").read_text()), **own}
     assert config.pop("_target_") == "selfdistill.optim.OptimizerRecipe"
     defaults = inspect.signature(OptimizerRecipe).parameters
     assert list(config) == list(defaults)
