@@ -2,6 +2,7 @@
 
 python benchmarks/methods.py                 # data=digits, 3 seeds; finished runs are not run again
 python benchmarks/methods.py --data shapes
+python benchmarks/methods.py --timing        # seconds of each method, alone on two threads
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=METHODS)
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--timing", action="store_true")
     given = parser.parse_args()
     common = [f"data={given.data}", "evaluation.linear=true"]
     variants = {method: [f"method={method}"] for method in given.methods}
@@ -36,6 +38,9 @@ def main() -> None:
         variants["SimCLR-like (`mocov3_like teacher=none`)"] = ["method=mocov3_like", "teacher=none"]
         variants["supervised twin"] = TWIN
         variants["supervised twin, small ViT"] = [*TWIN, "backbone=small_vit"]
+    if given.timing:
+        write_section(f"seconds {given.data}", timing(given.data, given.methods, given.seeds))
+        return
     jobs = [(name, [*o, *common, f"seed={s}"]) for s in range(given.seeds) for name, o in variants.items()]
     all_overrides = [overrides for _, overrides in jobs]
     # the monitors' settings change no figure
@@ -46,6 +51,17 @@ def main() -> None:
         results[name].append(summary)
     if given.methods == METHODS:
         write_section(f"methods {given.data}", report(given.data, results))
+
+
+def timing(data: str, methods: list[str], seed: int) -> str:
+    """Seconds of training of each method's default command, one run after the other."""
+    jobs = [[f"method={method}", f"data={data}", f"seed={seed}"] for method in methods]
+    seconds = {s["method"]: s["seconds"]["train"] for s in run_all(jobs, threads=2, ignore=("callbacks", "logger"))}
+    rows = [[f"`{method}`", f"{value:.0f}"] for method, value in seconds.items()]
+    return (
+        f"### Seconds of training on {data}\n\n`python benchmarks/methods.py --data {data} --timing`: two threads on two "
+        f"CPU cores, nothing beside it.\n\n{table(['method', 'training, s'], rows)}"
+    )
 
 
 def report(data: str, results: dict[str, list[Summary]]) -> str:
