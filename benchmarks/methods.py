@@ -59,8 +59,8 @@ def timing(data: str, methods: list[str], seed: int) -> str:
     seconds = {s["method"]: s["seconds"]["train"] for s in run_all(jobs, threads=2, ignore=("callbacks", "logger"))}
     rows = [[f"`{method}`", f"{value:.0f}"] for method, value in seconds.items()]
     return (
-        f"### Seconds of training on {data}\n\n`python benchmarks/methods.py --data {data} --timing`: two threads on two "
-        f"CPU cores, nothing beside it.\n\n{table(['method', 'training, s'], rows)}"
+        f"### Seconds of training on {data}\n\n`python benchmarks/methods.py --data {data} --timing`: two threads on "
+        f"two CPU cores, nothing beside it.\n\n{table(['method', 'training, s'], rows)}"
     )
 
 
