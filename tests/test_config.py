@@ -23,7 +23,7 @@ GROUPS = sorted(
 def override(group: str, choice: str) -> list[str]:
     if (group, choice) == ("backbone", "timm"):
         return ["backbone=timm", "backbone.name=resnet10t"]
-    if group == "data" and choice != "digits":
+    if group == "data" and choice not in ("digits", "shapes"):
         return [f"data={choice}", "data.root=tests"]
     if group == "scale":
         return []
@@ -42,13 +42,14 @@ def test_every_file_composes_and_instantiates(group: str, choice: str, compose: 
         assert all(instantiate(value) is not None for value in node.values() if value is not None)
 
 
-@pytest.mark.parametrize("file", sorted((CONF / "scale").rglob("digits_*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted((CONF / "scale").rglob("*_*.yaml")), ids=lambda file: file.stem)
 def test_what_small_data_needs_is_read(file: Path, compose: Any) -> None:
     """Each file belongs to a method or to views, and the composition of these takes its values."""
-    name = file.stem.removeprefix("digits_")
+    data, _, name = file.stem.partition("_")
     group = "views" if file.parent.name == "views" else "method"
     assert (CONF / group / f"{name}.yaml").exists()
-    plain = OmegaConf.to_container(compose(f"{group}={name}"))
+    assert (CONF / "data" / f"{data}.yaml").exists()
+    plain = OmegaConf.to_container(compose(f"data={data}", f"{group}={name}"))
     stated = OmegaConf.to_container(OmegaConf.load(file))
     assert isinstance(plain, dict)
     assert isinstance(stated, dict)

@@ -3,6 +3,7 @@
 from selfdistill.data.datamodule import DataModule
 from selfdistill.data.images import ImageFiles, TensorImages
 from selfdistill.data.sampler import EpochIndices, ResumableBatchSampler, ResumableLoader
+from selfdistill.data.shapes import Shapes
 from selfdistill.data.sources import SPLITS, Digits, Folder, Source, Split, TorchvisionSet
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ImageFiles",
     "ResumableBatchSampler",
     "ResumableLoader",
+    "Shapes",
     "Source",
     "Split",
     "TensorImages",
