@@ -1,6 +1,6 @@
 """Every method whole and with a part broken: what the measures did, when k-NN fell, what the monitor said and when.
 
-python benchmarks/collapse_atlas.py                       # all of it; finished runs are not run again
+python benchmarks/collapse_atlas.py --parallel 2          # all of it; finished runs are not run again
 python benchmarks/collapse_atlas.py --only dino_like byol_like --limit-minutes 30
 """
 
@@ -9,18 +9,23 @@ from __future__ import annotations
 import argparse
 import csv
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from runs import Summary, folder_of, run, table, write_section
+from runs import Summary, sitting, table, write_section
 
+from selfdistill.callbacks import Thresholds
+from selfdistill.callbacks.collapse_verdict import Verdict
 from selfdistill.config import CONF, check
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 EPOCHS = 30
 COMMON = ("data=digits", f"trainer.max_epochs={EPOCHS}", "callbacks.collapse_monitor.every=5")
 SEEDS = (0, 1, 2)
+WATCHING = ("callbacks.collapse_monitor.thresholds",)
+"""What a run that only warns does not depend on: its log is judged by whatever the thresholds are today."""
+ROLLBACK = "callbacks.collapse_monitor.action=rollback"
 POINTS = 0.02
 """A rollback has worked where it ends within so much of the healthy run's k-NN."""
 IN_TIME = 0.1
@@ -68,7 +73,8 @@ def twins() -> Iterator[Twin]:
         patch = method == "ibot_like"
         high = ("method.teacher_temperature=1.0",) + (("method.patch_temperature=1.0",) if patch else ())
         low = ("method.teacher_temperature=0.002",) + (("method.patch_temperature=0.002",) if patch else ())
-        yield Twin(method, "no centering", ("method.center_momentum=1.0",), ("cluster", "complete"), mend=True)
+        fixed = ("method.center_momentum=1.0",) + (("method.centering=center",) if method == "dinov2_like" else ())
+        yield Twin(method, "no centering", fixed, ("cluster", "complete"), mend=True)
         yield Twin(method, "no sharpening", high, ("uniform", *LOW_RANK))
         yield Twin(method, "temperature too low", low, DEGENERATE)
     yield Twin("swav_like", "codes not sharp (ε = 1)", ("method.epsilon=1.0",), ("uniform", *LOW_RANK))
@@ -84,45 +90,67 @@ def twins() -> Iterator[Twin]:
             yield Twin(method, f"projector of rank 2, {rescue}", ("method.out_dim=2", f"objective={rescue}"), LOW_RANK)
 
 
-Runner = Callable[[Sequence[str]], Summary | None]
+Runs = dict[tuple[str, ...], Summary]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=METHODS, metavar="METHOD", help="run these methods only")
     parser.add_argument("--limit-minutes", type=float, default=float("inf"), help="begin no run after so long")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
+    parser.add_argument("--threads", type=int, default=1, help="of each run")
     given = parser.parse_args()
     unknown = sorted(set(given.only) - set(METHODS))
     if unknown:
         parser.error(f"--only: {', '.join(unknown)} given, allowed is {', '.join(METHODS)}")
     end = time.monotonic() + 60 * given.limit_minutes
 
-    def runner(overrides: Sequence[str]) -> Summary | None:
-        """The run's summary; None where it is for another sitting."""
-        folder = folder_of(overrides)
-        mine = any(f"method={method}" in overrides for method in given.only) and time.monotonic() < end
-        if not mine and not (folder / "summary.json").exists():
-            return None
-        begun = time.monotonic()
-        summary = run(overrides, folder, threads=given.threads)
-        if time.monotonic() - begun > 1:
-            print(" ".join(overrides), "->", summary.get("error") or summary["collapse"], flush=True)
+    def made(jobs: list[list[str]], ignore: tuple[str, ...] = ()) -> Runs:
+        mine = [any(f"method={method}" in overrides for method in given.only) for overrides in jobs]
+        left = max((end - time.monotonic()) / 60, 0)
+        runs: Runs = {}
+        for minutes, chosen in ((left, True), (0, False)):
+            some = [overrides for overrides, own in zip(jobs, mine, strict=True) if own is chosen]
+            runs |= sitting(some, minutes=minutes, parallel=given.parallel, threads=given.threads, ignore=ignore)
+        return runs
+
+    broken = [_job(twin) for twin in twins()]
+    watched = made([*(_healthy(m, 0) for m in METHODS), *broken], WATCHING)
+    watched |= made([_healthy(m, seed) for seed in SEEDS[1:] for m in METHODS], WATCHING)
+    # without an alarm, nothing is rolled back
+    alarmed = [t for t in twins() if t.mend and (s := watched.get(tuple(_job(t)))) and judged(s).get("alarms")]
+    rolled = made([[*_job(twin), ROLLBACK] for twin in alarmed])
+    write_section("collapse atlas", report(watched, rolled))
+
+
+def _healthy(method: str, seed: int) -> list[str]:
+    return [f"method={method}", *COMMON, f"seed={seed}"]
+
+
+def _job(twin: Twin) -> list[str]:
+    return [f"method={twin.method}", *twin.overrides, *COMMON]
+
+
+def judged(summary: Summary) -> Summary:
+    """With the alarms that today's default thresholds raise on what the run has logged."""
+    if "error" in summary:
         return summary
+    verdict = Verdict(Thresholds())
+    for row in _metrics(summary):
+        if row.get("monitor/rank"):
+            measures = {key.removeprefix("monitor/"): float(v) for key, v in row.items() if "monitor/" in key and v}
+            step = int(row["step"])
+            verdict.judge(step, step / summary["optimizer_steps"], measures)
+    return {**summary, "alarms": [asdict(alarm) for alarm in verdict.alarms]}
 
-    write_section("collapse atlas", report(runner))
 
-
-def report(runner: Runner) -> str:
+def report(watched: Runs, rolled: Runs) -> str:
     """The section of RESULTS.md; what has not been run yet is left out and counted."""
-    found = list(twins())
-    healthy = {m: [runner([f"method={m}", *COMMON, "seed=0"])] for m in METHODS}
-    broken = [(twin, runner([f"method={twin.method}", *twin.overrides, *COMMON])) for twin in found]
-    act = "callbacks.collapse_monitor.action=rollback"
-    mended = {t: runner([f"method={t.method}", *t.overrides, *COMMON, act]) for t, s in broken if t.mend and s}
-    for method, runs in healthy.items():
-        # last, since the tables can be read without them
-        runs += [runner([f"method={method}", *COMMON, f"seed={seed}"]) for seed in SEEDS[1:]]
+    watched = {overrides: judged(summary) for overrides, summary in watched.items()}
+    healthy = {m: [watched.get(tuple(_healthy(m, seed))) for seed in SEEDS] for m in METHODS}
+    broken = [(twin, watched.get(tuple(_job(twin)))) for twin in twins()]
+    alarmed = [twin for twin, s in broken if twin.mend and s is not None and s.get("alarms")]
+    mended = {twin: rolled.get((*_job(twin), ROLLBACK)) for twin in alarmed}
     missing = sum(s is None for runs in healthy.values() for s in runs)
     missing += sum(s is None for _, s in broken) + sum(s is None for s in mended.values())
 
@@ -187,7 +215,7 @@ def _row(
         if mended["mends"] and healthy is not None:
             counts["tried"] += 1
             counts["mended"] += knn >= healthy["figures"]["trained"]["knn"] - POINTS
-    elif twin.mend:
+    elif twin.mend and summary["alarms"]:
         after = "–"
     return [
         *name,
@@ -216,14 +244,14 @@ def _series(metrics: list[dict[str, str]], key: str) -> list[tuple[int, float]]:
 
 
 def _onset(metrics: list[dict[str, str]], initial: float) -> int:
-    """First step of the last stretch at or below ``initial``; the last evaluation's where validation is above it."""
+    """First evaluation of the last stretch at or below ``initial``; the last one where validation is above it."""
     points = _series(metrics, "val/knn")
     first = points[-1][0]
     for step, value in reversed(points):
         if value > initial:
             break
         first = step
-    return 0 if first == points[0][0] else first
+    return first
 
 
 def _course(metrics: list[dict[str, str]], key: str) -> str:

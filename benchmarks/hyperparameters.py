@@ -1,6 +1,6 @@
 """1-shot accuracy, age of the teacher and collapse over the ranges of the hyper-parameters.
 
-python benchmarks/hyperparameters.py                      # finished runs are not run again
+python benchmarks/hyperparameters.py --parallel 2         # finished runs are not run again
 python benchmarks/hyperparameters.py --limit-minutes 30
 """
 
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from runs import Summary, folder_of, run, table, write_section
+from collapse_atlas import WATCHING, judged
+from runs import Summary, sitting, table, write_section
 
 MOMENTA = (0, 0.9, 0.99, 0.996, 0.999, 0.9999, 1)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -20,38 +19,26 @@ TEMPERATURES = (0.04, 0.1, 0.5, 1.0)
 WEIGHTS = (0.5, 1.0, 2.0)
 COMMON = ("data=digits", "trainer.max_epochs=20", "callbacks.collapse_monitor.every=5")
 
-Runner = Callable[[Sequence[str]], Summary | None]
+Runs = dict[tuple[str, ...], Summary]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=["momentum", "temperature"], choices=["momentum", "temperature"])
     parser.add_argument("--limit-minutes", type=float, default=float("inf"), help="begin no run after so long")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time")
+    parser.add_argument("--threads", type=int, default=1, help="of each run")
     given = parser.parse_args()
-    end = time.monotonic() + 60 * given.limit_minutes
-
-    def runner(table_name: str) -> Runner:
-        def summary(overrides: Sequence[str]) -> Summary | None:
-            folder = folder_of(overrides)
-            mine = table_name in given.only and time.monotonic() < end
-            if not mine and not (folder / "summary.json").exists():
-                return None
-            found = run(overrides, folder, threads=given.threads)
-            print(" ".join(overrides), "->", found.get("error") or found["figures"]["trained"], flush=True)
-            return found
-
-        return summary
-
-    write_section("hyper-parameters", report(runner("momentum"), runner("temperature")))
+    jobs = [_momentum(momentum, rate) for momentum in MOMENTA for rate in RATES]
+    jobs += [_temperature(temperature, weight) for temperature in TEMPERATURES for weight in WEIGHTS]
+    runs = sitting(jobs, minutes=given.limit_minutes, parallel=given.parallel, threads=given.threads, ignore=WATCHING)
+    write_section("hyper-parameters", report({overrides: judged(summary) for overrides, summary in runs.items()}))
 
 
-def report(momentum_runner: Runner, temperature_runner: Runner) -> str:
+def report(runs: Runs) -> str:
     """The section of RESULTS.md; a dash stands where no run has been made yet."""
-    first = [[f"{m:g}", *(_cell(momentum_runner(_momentum(m, rate)), teacher=True) for rate in RATES)] for m in MOMENTA]
+    first = [[f"{m:g}", *(_cell(runs.get(tuple(_momentum(m, rate))), teacher=True) for rate in RATES)] for m in MOMENTA]
     second = [
-        [f"{t:g}", *(_cell(temperature_runner(_temperature(t, w)), teacher=False) for w in WEIGHTS)]
-        for t in TEMPERATURES
+        [f"{t:g}", *(_cell(runs.get(tuple(_temperature(t, w))), teacher=False) for w in WEIGHTS)] for t in TEMPERATURES
     ]
     return (
         "### Hyper-parameters\n\n`python benchmarks/hyperparameters.py`: digits, 20 epochs of 9 steps, one seed, test "

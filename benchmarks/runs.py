@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,8 +27,19 @@ Summary = dict[str, Any]
 
 
 def folder_of(overrides: Sequence[str], ignore: Sequence[str] = ()) -> Path:
-    """Where the run of these overrides lies: named by the hash of what its configuration says, but for ``ignore``."""
-    plain = {key: value for key, value in check("train", overrides).plain.items() if key not in ignore}
+    """Where the run of these overrides lies: named by the hash of what its configuration says, but for ``ignore``.
+
+    Args:
+        overrides: of the command.
+        ignore: settings or groups that a finished run need not share, with dots.
+    """
+    plain = check("train", overrides).plain
+    for path in ignore:
+        *parents, last = path.split(".")
+        node = plain
+        for parent in parents:
+            node = node[parent]
+        del node[last]
     text = json.dumps(plain, sort_keys=True, default=str)
     return CACHE / hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -67,6 +80,32 @@ def run_all(
 
     with ThreadPoolExecutor(parallel) as pool:
         return list(pool.map(one, jobs, folders))
+
+
+def sitting(
+    jobs: Sequence[Sequence[str]],
+    *,
+    minutes: float = math.inf,
+    parallel: int = 1,
+    threads: int = 1,
+    ignore: Sequence[str] = (),
+) -> dict[tuple[str, ...], Summary]:
+    """The summaries of all jobs that are finished or can be begun within so many minutes, by their overrides."""
+    folders = [folder_of(overrides, ignore) for overrides in jobs]
+    end = time.monotonic() + 60 * minutes
+
+    def one(overrides: Sequence[str], folder: Path) -> Summary | None:
+        finished = (folder / "summary.json").exists()
+        if not finished and time.monotonic() > end:
+            return None
+        summary = run(overrides, folder, threads=threads)
+        if not finished:
+            print(" ".join(overrides), "->", summary.get("error") or summary["figures"].get("trained"), file=sys.stderr)
+        return summary
+
+    with ThreadPoolExecutor(parallel) as pool:
+        found = zip(jobs, pool.map(one, jobs, folders), strict=True)
+        return {tuple(overrides): summary for overrides, summary in found if summary is not None}
 
 
 def cell(values: Sequence[float], digits: int = 3) -> str:

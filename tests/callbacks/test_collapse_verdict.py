@@ -53,6 +53,20 @@ def test_each_kind_is_named_once_with_what_was_seen_and_its_mend(kind: Kind) -> 
     assert "\n" not in alarm.line
 
 
+@pytest.mark.parametrize(
+    ("rank", "projection_std", "said"), [(7.0, 0.1, ["dimensional"]), (7.0, 0.3, []), (12.0, 0.1, [])]
+)
+def test_rank_and_projections_that_fall_together_are_dimensional(
+    rank: float, projection_std: float, said: list[str]
+) -> None:
+    """Each alone happens in healthy runs: ranks of a sixth of the start, projections within .14 at first."""
+    verdict = Verdict(patience=3)
+    alarms = run(verdict, ({}, 25), ({"rank": rank, "projection_std": projection_std}, 5))
+    assert [kind for kind, *_ in alarms] == said
+    if said:
+        assert "the projections with them" in verdict.alarms[0].line
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_short_dip_is_no_alarm(kind: Kind) -> None:
     verdict = Verdict(patience=3)

@@ -49,7 +49,8 @@ class CollapseMonitor(L.Callback):
       takes all), ``prototype_sharpness`` (1 − mean entropy: 0 uniform, 1 one-hot), ``prototype_information`` (the
       former less the mean entropy), and the same of the ``target``; ``kl`` (teacher‖student) and
       ``target_entropy_nats``, which add up to the cross-entropy;
-    - ``gradient_norm``, before clipping, and ``gradient_signal``, the cosine to the gradient of the step before;
+    - ``loss``; ``gradient_norm``, before clipping; and ``gradient_signal``, the cosine to the gradient of the step
+      before;
     - of the teacher: ``teacher_distance`` ‖θ_t − θ_s‖/‖θ_s‖, ``agreement`` (cosine of both networks' features, for the
       same crops where both see the same), ``teacher_age`` and ``half_life`` in steps, from the momenta that it really
       had, and ``teacher_drift``, the relative way of its next update.
@@ -223,7 +224,7 @@ class CollapseMonitor(L.Callback):
         return found
 
     def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, measures: Measures, step: int) -> None:
-        named = {f"monitor/{name}": value for name, value in measures.items() if name != "loss"}
+        named = {f"monitor/{name}": value for name, value in measures.items()}
         bar = "monitor/rank"
         pl_module.log(bar, named[bar], prog_bar=True, logger=False, batch_size=1)
         pl_module.log_dict({n: v for n, v in named.items() if n != bar}, logger=False, batch_size=1)

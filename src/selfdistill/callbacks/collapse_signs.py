@@ -36,6 +36,10 @@ class Thresholds:
         dimensional: effective rank of the features over that of the start, under which they are a few lines.
         dimensional_rank: the same as a rank, for backbones that start with a low one. Healthy vision
             transformers on digits start at 3 to 5 and come down to 2.2.
+        dimensional_both: effective rank of the features over that of the start, under which they are a few lines
+            where the projections are, too: where their spread is under ``dimensional_projection``.
+        dimensional_projection: spread of the projections, 1 being isotropic. Either falls so low in healthy runs,
+            both at once do not.
         cluster: entropy of the mean answer over that of the start, under which one prototype takes all.
         uniform: information between image and prototype, as a share of ln K, under which answers carry none.
         stale: mean age of the teacher over the steps so far, above which it is an old one.
@@ -51,6 +55,8 @@ class Thresholds:
     complete_projection: float = 0.02
     dimensional: float = 0.06
     dimensional_rank: float = 1.75
+    dimensional_both: float = 0.2
+    dimensional_projection: float = 0.15
     cluster: float = 0.25
     uniform: float = 4e-4
     stale: float = 0.6
@@ -148,8 +154,13 @@ def _dimensional(at: Moment, limits: Thresholds) -> tuple[float, str] | None:
     if "rank" not in at.now:
         return None
     rank, start = at.now["rank"], at.start["rank"]
+    alone = _low(rank, max(limits.dimensional * start, limits.dimensional_rank))
+    spread = at.now.get("projection_std", 1.0)
+    both = min(_low(rank, limits.dimensional_both * start), _low(spread, limits.dimensional_projection))
     saw = f"the features lie along few directions (effective rank {rank:.1f}, at the start {start:.1f})"
-    return _low(rank, max(limits.dimensional * start, limits.dimensional_rank)), saw
+    if both > alone:
+        saw += f", and the projections with them (std×√P {spread:.2g}, isotropic is 1)"
+    return max(alone, both), saw
 
 
 def _stale(at: Moment, limits: Thresholds) -> tuple[float, str] | None:

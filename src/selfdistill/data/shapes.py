@@ -30,8 +30,7 @@ class Shapes:
         train: number of training images.
         validation: likewise.
         test: likewise.
-        difficulty: in [0, 1]: how strong texture and noise are, how faint the shape may be, how small it may get and
-            how far from the middle it may lie.
+        difficulty: in [0, 1]: how strong texture and noise are, how faint the shape may be and how small it may get.
         seed: of the images; a run's own seed does not change them.
 
     Raises:
@@ -48,7 +47,7 @@ class Shapes:
         train: int = 5000,
         validation: int = 1000,
         test: int = 1000,
-        difficulty: float = 0.4,
+        difficulty: float = 0.2,
         seed: int = 0,
     ) -> None:
         numbers = {"train": train, "validation": validation, "test": test}
@@ -84,7 +83,7 @@ def _render(index: Tensor, labels: Tensor, base: int, size: int, difficulty: flo
     y, x = torch.meshgrid(at, at, indexing="ij")
 
     radius = 0.62 - (0.1 + 0.25 * difficulty) * place[:, 0]
-    free = (1 - radius) * (0.3 + 0.6 * difficulty)
+    free = 0.9 * (1 - radius)
     angle = 2 * math.pi * place[:, 1]
     cos, sin = (angle.cos() / radius)[:, None, None], (angle.sin() / radius)[:, None, None]
     x0, y0 = (((2 * place[:, i] - 1) * free)[:, None, None] for i in (2, 3))
