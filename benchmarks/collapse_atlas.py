@@ -254,6 +254,11 @@ def _onset(metrics: list[dict[str, str]], initial: float) -> int:
     return first
 
 
+def measured(summary: Summary, key: str) -> list[tuple[int, float]]:
+    """What a run has logged under ``key``: (step, value)."""
+    return _series(_metrics(summary), key)
+
+
 def _course(metrics: list[dict[str, str]], key: str) -> str:
     points = _series(metrics, f"monitor/{key}")
     return f"{points[0][1]:.2g} → {points[-1][1]:.2g}" if points else ""

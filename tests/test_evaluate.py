@@ -16,7 +16,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from selfdistill import tasks
-from selfdistill.config import UserError, check
+from selfdistill.assembly import build_data
+from selfdistill.config import UserError, check, resolved
+from selfdistill.data.images import IMAGENET_MEAN, IMAGENET_STD
+from selfdistill.data.sources import TorchvisionSet
+from selfdistill.networks import build_backbone
 from selfdistill.restore import restore
 from selfdistill.runner import fit
 
@@ -154,6 +158,11 @@ def test_refusals_are_one_line_and_write_nothing(run: Path, colour_run: Path, tm
         evaluate("protocol=knn")
 
 
+def test_training_refuses_a_wrong_number_of_classes_too() -> None:
+    with pytest.raises(UserError, match=r"^data\.image\.classes: 5 given, the train images have 10 classes; set 10$"):
+        build_data(check("train", ["data.image.classes=5"]).config)
+
+
 def test_a_checkpoint_that_does_not_fit_is_refused(run: Path, tmp_path: Path) -> None:
     stored: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
@@ -179,22 +188,97 @@ def test_a_checkpoint_that_does_not_fit_is_refused(run: Path, tmp_path: Path) ->
         assert "\n" not in str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images and a small backbone in DINO's layout."""
+    root = tmp_path_factory.mktemp("published")
+    folder_of_images(root / "images", {"train": ["a", "b"], "val": ["a", "b"], "test": ["a", "b"]})
+    torch.manual_seed(0)
+    state = build_backbone("small_vit", image_size=16, patch_size=4).state_dict()
+    inside = {name.removeprefix("model."): value for name, value in state.items()}
+    teacher = {f"backbone.{name}": value for name, value in inside.items()} | {"head.mlp.0.weight": torch.ones(2)}
+    student = {f"module.backbone.{name}": torch.zeros_like(value) for name, value in inside.items()}
+    torch.save({"student": student, "teacher": teacher, "epoch": 3}, root / "dino.pth")
+    torch.save({"some": torch.ones(2), "other": torch.ones(2)}, root / "else.pth")
+    (root / "text.pth").write_text("no checkpoint", encoding="utf-8")
+    return root
+
+
+def images_of(published: Path) -> list[str]:
+    sizes = ["data.image.size=16", "data.image.patch=4", "data.num_workers=0"]
+    return ["data=folder", f"data.root={published}/images", *sizes, "backbone=small_vit", "protocol=knn", *QUICK]
+
+
+def test_a_published_file_is_evaluated_with_the_backbone_it_was_made_with(published: Path) -> None:
+    evaluate(f"checkpoint={published}/dino.pth", *images_of(published))
+    (written,) = (published / "evaluation").glob("*.json")
+    assert written.name == "dino-published-folder-knn.json"
+    about = json.loads(written.read_text(encoding="utf-8"))
+    assert (about["method"], about["network"], about["images"]) == ("dino", "published", {"train": 6, "test": 6})
+    cifar = TorchvisionSet("cifar10", ".")
+    assert (
+        tasks.normalisation(published / "dino.pth", cifar) == (IMAGENET_MEAN, IMAGENET_STD) != (cifar.mean, cifar.std)
+    )
+    config = check("evaluate", [f"checkpoint={published}/dino.pth", *images_of(published)]).config
+    restored = tasks.evaluated(config, resolved(config))
+    stored = torch.load(published / "dino.pth", weights_only=True)["teacher"]
+    own = restored.module.state_dict()
+    assert torch.equal(own["student.backbone.model.cls_token"], stored["backbone.cls_token"])
+    _, data = tasks.evaluation_data(restored, config)
+    images, _ = next(iter(data.evaluation_loader("train")))
+    assert float(images[0, 0, 0, 0]) == pytest.approx((0 - 0.485) / 0.229)  # black, as ImageNet's networks know it
+
+
+def test_our_own_backbone_file_is_normalised_as_it_says(run: Path, tmp_path: Path) -> None:
+    given = ["backbone=small_cnn", "data=digits", "protocol=geometry"]
+    evaluate(f"checkpoint={run}/backbone.safetensors", *given, f"output={tmp_path}/file.json")
+    evaluate(f"checkpoint={run}", "protocol=geometry", f"output={tmp_path}/run.json")
+    assert figures(tmp_path / "file.json") == pytest.approx(figures(tmp_path / "run.json"))
+
+
+def test_published_files_are_refused_in_one_line(published: Path, run: Path, tmp_path: Path) -> None:
+    known = images_of(published)
+    without = [setting for setting in known if not setting.startswith("backbone=")]
+    for overrides, says in (
+        (
+            [f"checkpoint={published}/dino.pth", *known, "data.image.patch=8"],
+            "checkpoint: a dino checkpoint of another",
+        ),
+        ([f"checkpoint={published}/else.pth", *known], r"checkpoint: no known layout \(its first keys: some, other\)"),
+        ([f"checkpoint={published}/text.pth", *known], "checkpoint: text.pth cannot be read"),
+        ([f"checkpoint={published}/none.pth", *known], "checkpoint: .* no such file"),
+        ([f"checkpoint={run}", *known], "a folder; with backbone=small_vit allowed is a published file"),
+        ([f"checkpoint={published}/dino.pth", *known, "network=teacher"], "network: teacher given"),
+        ([f"checkpoint={published}/dino.pth", *without], "a file of others needs backbone="),
+        ([f"checkpoint={published}/text.pth", *without], "a file of others needs backbone="),
+        (
+            [f"checkpoint={published}/dino.pth", "backbone=small_vit"],
+            "it takes data.image.channels, which is not there",
+        ),
+    ):
+        with pytest.raises(UserError, match=says) as caught:
+            evaluate(*overrides, f"output={tmp_path}/out/x.json")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
-def test_two_processes_find_the_figures_of_one(run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_together_find_the_figures_of_one(run: Path, tmp_path: Path, processes: int) -> None:
     evaluate(f"checkpoint={run}", "protocol=[knn,few_shot,geometry]", *QUICK, f"output={tmp_path}/one.json")
     command = [
         sys.executable,
         "-m",
         "torch.distributed.run",
         "--standalone",
-        "--nproc-per-node=2",
+        f"--nproc-per-node={processes}",
         "-m",
         "src.evaluate",
     ]
     done = subprocess.run(
-        [*command, f"checkpoint={run}", "protocol=[knn,few_shot,geometry]", *QUICK, f"output={tmp_path}/two.json"],
+        [*command, f"checkpoint={run}", "protocol=[knn,few_shot,geometry]", *QUICK, f"output={tmp_path}/all.json"],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    one, two = figures(tmp_path / "one.json"), figures(tmp_path / "two.json")
-    assert one == pytest.approx(two, abs=1e-6)
+    one, all_ = figures(tmp_path / "one.json"), figures(tmp_path / "all.json")
+    assert one == pytest.approx(all_, abs=1e-6)

@@ -56,7 +56,7 @@ def test_refusals_are_one_line_and_leave_nothing(run: Path, tmp_path: Path) -> N
         with pytest.raises(UserError, match=says) as caught:
             export(*overrides, f"output={tmp_path}/x/backbone.safetensors")
         assert "\n" not in str(caught.value)
-    assert not list((tmp_path).rglob("*backbone*"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_cannot_run_what_it_names(run: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from selfdistill.callbacks import EpochLines, GracefulInterrupt, ProgressBar, TeacherUpdate
 from selfdistill.checkpoint import foreign_target, read_checkpoint
 from selfdistill.config import UserError
-from selfdistill.data import DataModule
+from selfdistill.data import DataModule, Split
+from selfdistill.data.sources import SPLITS
 from selfdistill.evaluation.features import evaluating
 from selfdistill.methods import SelfDistillModule
 from selfdistill.methods.compatibility import check_masks, refuse_divergence
@@ -32,7 +34,19 @@ def build_data(config: DictConfig) -> DataModule:
     settings = {key: value for key, value in config.data.items() if key not in facts}
     datamodule: DataModule = instantiate(settings, _partial_=True)(recipe=recipe, seed=config.seed)
     datamodule.setup("fit")
+    check_classes(datamodule, OmegaConf.select(config, "data.image.classes"), SPLITS if datamodule.labelled else ())
     return datamodule
+
+
+def check_classes(datamodule: DataModule, classes: int | None, splits: Sequence[Split]) -> None:
+    """Refuse labels beyond ``classes``; None is not checked."""
+    if classes is None:
+        return
+    for split in splits:
+        loader: Any = datamodule.evaluation_loader(split)
+        most = int(loader.dataset.images.labels.max()) + 1
+        if most > classes:
+            raise UserError(f"data.image.classes: {classes} given, the {split} images have {most} classes; set {most}")
 
 
 def build_method(config: DictConfig) -> SelfDistillModule[Any, Any]:

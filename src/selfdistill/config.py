@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import CompactHydraException, HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 CONF = Path(__file__).parent / "conf"
 
@@ -131,11 +131,16 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: an interpolation that leads nowhere, or a mandatory value that is missing.
     """
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise UserError(f"{missing[0]}: not given, and there is no default; set {missing[0]}=…")
     try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise UserError(f"{missing[0]}: not given, and there is no default; set {missing[0]}=…")
         plain = OmegaConf.to_container(config, resolve=True)
+    except InterpolationKeyError as error:
+        wanted = str(error).split("'")[1]
+        raise UserError(
+            f"{error.full_key}: it takes {wanted}, which is not there; choose {wanted.split('.')[0]}=…"
+        ) from None
     except OmegaConfBaseException as error:
         raise UserError(f"config: {_first_line(error)}") from None
     assert isinstance(plain, dict)

@@ -12,15 +12,22 @@ from pathlib import Path
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``, moved to ``path`` at the end and removed after an error.
 
-    Its suffix is that of ``path``, since some writers choose their format by it. An older file is replaced.
+    Its suffix is that of ``path``, since some writers choose their format by it. An older file is replaced. Folders
+    that are made for it go with it after an error.
     """
+    made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"part-{path.name}")
     try:
         yield temporary
         temporary.replace(path)
-    finally:
+    except BaseException:
         temporary.unlink(missing_ok=True)
+        for folder in made:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
+        raise
 
 
 @contextmanager

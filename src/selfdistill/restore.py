@@ -1,4 +1,4 @@
-"""A run's network from its checkpoint alone: the configuration is stored in it."""
+"""A network from a file alone: a run's checkpoint, which says how it is built, or a published one and its backbone."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from selfdistill import __version__
 from selfdistill.assembly import build_method
 from selfdistill.checkpoint import foreign_target, read_checkpoint
 from selfdistill.config import UserError
+from selfdistill.evaluation.published import Published
 from selfdistill.methods import SelfDistillModule
+from selfdistill.networks import load_published
 
 Network = Literal["student", "teacher"]
 
@@ -29,6 +32,7 @@ class Restored:
         checkpoint: the file.
         step: optimizer steps taken.
         version: of this package, that wrote the file; None where it does not say.
+        layout: of a published file; None for a run of ours.
     """
 
     module: SelfDistillModule[Any, Any]
@@ -36,6 +40,17 @@ class Restored:
     checkpoint: Path
     step: int
     version: str | None
+    layout: str | None = None
+
+    @property
+    def method(self) -> str:
+        """The class of a run of ours, the layout of a published file."""
+        return type(self.module).__name__ if self.layout is None else self.layout
+
+    @property
+    def network(self) -> str:
+        """Which network is evaluated: student, teacher, or the one that was published."""
+        return self.module.evaluates if self.layout is None else "published"
 
     @property
     def folder(self) -> Path:
@@ -107,6 +122,27 @@ def restore(path: str, network: Network | None = None, *, trust: bool = False, k
     if network is not None:
         _choose(module, network)
     return Restored(module, config, file, int(stored.get("global_step", 0)), version)
+
+
+def restore_published(path: str, backbone: DictConfig, *, key: str = "checkpoint") -> Restored:
+    """The backbone of a file that others published, or a ``backbone.safetensors`` of ours; no code in it is run.
+
+    Args:
+        path: the file, in one of the layouts of :func:`load_published`.
+        backbone: builds the network that it was made with.
+        key: the setting that errors name.
+
+    Raises:
+        UserError: no such file, of no known layout, or of another network.
+    """
+    if Path(path).is_dir():
+        raise UserError(f"{key}: {path!r} given, a folder; with backbone={backbone.name} allowed is a published file")
+    network = instantiate(backbone, checkpoint=None)
+    try:
+        layout = load_published(path, network)
+    except ValueError as error:
+        raise UserError(f"{key}{str(error).removeprefix('backbone.checkpoint')}") from error
+    return Restored(Published(network).eval(), OmegaConf.create(), Path(path), 0, None, layout)
 
 
 def checkpoint_file(path: str, key: str = "checkpoint") -> Path:

@@ -27,6 +27,7 @@ from selfdistill.callbacks import (
     CollapseError,
     CollapseMonitor,
     OnlineKNN,
+    OnlineProbe,
     TrainingInterrupted,
 )
 from selfdistill.checkpoint import checked_checkpoint
@@ -111,11 +112,13 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         figures = {"trained": backbone_figures(module, datamodule, **plain["evaluation"]), **baselines}
     monitor = next((c for c in callbacks if isinstance(c, CollapseMonitor)), None)
     online = next((c for c in callbacks if isinstance(c, OnlineKNN)), None)
+    probe = next((c for c in callbacks if isinstance(c, OnlineProbe)), None)
     summary = {
         "method": HydraConfig.get().runtime.choices.get("method") if HydraConfig.initialized() else None,
         "figures": figures,
         "split": "test",
         "validation_knn": None if online is None else online.accuracy,
+        "validation_probe": None if probe is None else probe.accuracy,
         "collapse": None if monitor is None else monitor.kind,
         "alarms": [] if monitor is None else [asdict(alarm) for alarm in monitor.alarms],
         "mends": [] if monitor is None else monitor.mends,

@@ -16,16 +16,19 @@ import torch.distributed as dist
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from safetensors import safe_open
 
+from selfdistill.assembly import check_classes
 from selfdistill.config import UserError, resolved
 from selfdistill.data import DataModule, Source, Split
-from selfdistill.data.images import Images
+from selfdistill.data.images import IMAGENET_MEAN, IMAGENET_STD, Images
 from selfdistill.distributed import rank
 from selfdistill.evaluation.protocols import Figure, Subject, table
 from selfdistill.export import FORMATS, Facts, export_backbone, run_facts, source_name
 from selfdistill.files import whole_file, write_text
-from selfdistill.restore import Restored, restore
+from selfdistill.restore import Restored, restore, restore_published
 from selfdistill.runner import clear_errors, quiet
+from selfdistill.views import Augment, CropSpec, ViewRecipe
 
 
 def evaluate(config: DictConfig) -> float | None:
@@ -45,7 +48,7 @@ def evaluate(config: DictConfig) -> float | None:
         protocols = [instantiate(node) for node in config.protocol.values()]
         if not protocols:
             raise UserError("protocol: none given, allowed is knn, linear, few_shot, finetune, geometry, all")
-        run = restore(plain["checkpoint"], plain["network"], trust=plain["trust"])
+        run = evaluated(config, plain)
         name, data = evaluation_data(run, config)
         run.module.to(device())
         subject = Subject(run.module, data)
@@ -54,8 +57,8 @@ def evaluate(config: DictConfig) -> float | None:
         figures = [figure for protocol in protocols for figure in protocol(subject)]
         first = [figure.value for figure in figures if figure.protocol == figures[0].protocol]
         about = {
-            "method": type(run.module).__name__,
-            "network": run.module.evaluates,
+            "method": run.method,
+            "network": run.network,
             "checkpoint": run.checkpoint.name,
             "sha256": run.sha256,
             "step": run.step,
@@ -65,7 +68,7 @@ def evaluate(config: DictConfig) -> float | None:
             "classes_absent_from_train": subject.absent,
             "protocols": plain["protocol"],
         }
-        stem = f"{run.checkpoint.stem}-{run.module.evaluates}-{name}-{'+'.join(plain['protocol'])}"
+        stem = f"{run.checkpoint.stem}-{run.network}-{name}-{'+'.join(plain['protocol'])}"
         written = Path(plain["output"]) if plain["output"] else run.folder / "evaluation" / f"{stem}.json"
         write_figures(written, about, figures)
         print(f"{about['method']}, {about['network']} network, {name}, test split\n\n{table(figures)}\n")
@@ -75,10 +78,30 @@ def evaluate(config: DictConfig) -> float | None:
         return first[-1]
 
 
+def evaluated(config: DictConfig, plain: dict[str, Any]) -> Restored:
+    """The network of ``config.checkpoint``: of a run, or, where ``config.backbone`` is given, of a published file.
+
+    Raises:
+        UserError: what :func:`restore` and :func:`restore_published` refuse, or settings that say nothing there.
+    """
+    if "backbone" not in config:
+        try:
+            return restore(plain["checkpoint"], plain["network"], trust=plain["trust"])
+        except UserError as error:
+            hint = "not a " in str(error) and "; a file of others needs backbone=<its network> and data=<…>"
+            raise UserError(f"{error}{hint or ''}") from error
+    if "data" not in config:
+        raise UserError("data: none given, which a published file does not say; set data=…")
+    if plain["network"] is not None:
+        raise UserError(f"network: {plain['network']} given, a published file has one network; leave it out")
+    return restore_published(plain["checkpoint"], config.backbone)
+
+
 def evaluation_data(run: Restored, config: DictConfig) -> tuple[str, DataModule]:
     """Name and data module of what the network is evaluated on: ``config.data``, or the run's own.
 
-    Images of another data set are normalised as those that the network was trained on.
+    Images of another data set are normalised as those that the network was trained on; for a published network of
+    colour images with ImageNet's mean and deviation, or those that a ``backbone.safetensors`` of ours tells.
 
     Raises:
         UserError: images that the network does not take, or no labels, or more classes than ``data.image.classes``.
@@ -86,7 +109,9 @@ def evaluation_data(run: Restored, config: DictConfig) -> tuple[str, DataModule]
     own = "data" not in config
     settings = run.config.data if own else config.data
     source: Source = instantiate(settings.source)
-    if not own:
+    if run.layout is not None:
+        source = NormalisedAs(source, *normalisation(run.checkpoint, source))
+    elif not own:
         trained: Source = instantiate(run.config.data.source)
         if trained.channels != source.channels:
             raise UserError(
@@ -96,20 +121,25 @@ def evaluation_data(run: Restored, config: DictConfig) -> tuple[str, DataModule]
         source = NormalisedAs(source, trained.mean, trained.std)
     data = DataModule(
         source,
-        instantiate(run.config.views),
+        ViewRecipe([CropSpec(source.size, Augment())]),  # nothing is trained
         batch_size=1,
         num_workers=settings.num_workers,
         eval_batch_size=settings.eval_batch_size,
     )
     if not data.labelled:
         raise UserError("data: it has no labels, which evaluation needs; choose a data set with labels")
-    classes = settings.get("image", {}).get("classes")
-    for split in ("train", "test"):
-        loader: Any = data.evaluation_loader(split)
-        most = int(loader.dataset.images.labels.max()) + 1
-        if classes is not None and most > classes:
-            raise UserError(f"data.image.classes: {classes} given, the {split} images have {most} classes; set {most}")
+    check_classes(data, settings.get("image", {}).get("classes"), ("train", "test"))
     return _data_name(data, own), data
+
+
+def normalisation(file: Path, source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation that the network of a published ``file`` was trained with."""
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt") as opened:
+            told = opened.metadata() or {}
+        if "mean" in told and "std" in told:
+            return tuple(json.loads(told["mean"])), tuple(json.loads(told["std"]))
+    return (IMAGENET_MEAN, IMAGENET_STD) if source.channels == 3 else (source.mean, source.std)
 
 
 @dataclass(frozen=True)

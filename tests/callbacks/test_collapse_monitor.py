@@ -196,7 +196,7 @@ def test_rollback_acts_so_often_and_then_warns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("momentum", "kind", "now"), [(1.0, "teacher_stale", 1 - 1 / (1 + 6)), (0.0, "teacher_copying", 1 - 1 / (1 + 2))]
+    ("momentum", "kind", "now"), [(1.0, "teacher_stale", 1 - 1 / (1 + 6)), (0.0, "teacher_copying", 1 - 1 / (1 + 3.6))]
 )
 @pytest.mark.filterwarnings("ignore:collapse monitor")
 def test_an_ill_chosen_momentum_is_changed_without_going_back(

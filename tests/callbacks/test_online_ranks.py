@@ -1,4 +1,4 @@
-"""Online figures on two processes are those of one, although the sampler repeats images to fill the ranks.
+"""Online figures on several processes are those of one, although the sampler repeats images to fill the ranks.
 
 The processes are this file run as a script.
 """
@@ -54,26 +54,27 @@ def figures(devices: int) -> tuple[float | None, float | None]:
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[knn, probe],
         use_distributed_sampler=True, num_sanity_val_steps=0,
     )  # fmt: skip
-    # 2 × 16 a step or 1 × 32: the same batches, in one order or the other
+    # 2 × 16 a step, 4 × 8 or 1 × 32: the same batches, in one order or the other
     train = DataLoader(split(2, 32), batch_size=32 // devices)
     trainer.fit(Still(), train, DataLoader(split(1, 21), batch_size=4))
     return knn.accuracy, probe.accuracy
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_find_what_one_finds(tmp_path: Path, processes: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(Path(__file__)), str(tmp_path)],
+        [sys.executable, "-W", "ignore", str(Path(__file__)), str(tmp_path), str(processes)],
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = [file.read_text(encoding="utf-8").split() for file in tmp_path.iterdir()]
-    assert len(told) == 2
+    assert len(told) == processes
     knn, probe = figures(1)
     for rank in told:
         assert [float(value) for value in rank] == pytest.approx([knn, probe])
 
 
 if __name__ == "__main__":
-    found = figures(2)
+    found = figures(int(sys.argv[2]))
     Path(sys.argv[1], os.environ.get("LOCAL_RANK", "0")).write_text(" ".join(map(str, found)), encoding="utf-8")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from selfdistill import BYOL, EMATeacher, SelfDistillModule
-from selfdistill.evaluation.finetune import finetune
+from selfdistill.evaluation.finetune import finetune, shifted_and_mirrored
 from selfdistill.networks import SmallCNN
 
 
@@ -65,6 +65,38 @@ def test_is_deterministic_and_trains_the_evaluated_backbone() -> None:
 def test_a_share_of_the_labels_is_enough_to_run() -> None:
     few = finetune(module(), images(0), images(1), fraction=0.05, epochs=1)  # type: ignore[arg-type]
     assert 0 <= few <= 1
+
+
+def test_augmented_images_are_shifts_and_mirror_images() -> None:
+    x = torch.randn(60, 2, 8, 16, generator=torch.Generator().manual_seed(0))
+    seen = set()
+    for before, after in zip(x, shifted_and_mirrored(x, torch.Generator().manual_seed(1)), strict=True):
+        wide = np.pad(before.numpy(), ((0, 0), (1, 1), (2, 2)), mode="reflect")
+        found = [
+            (down, right, mirrored)
+            for down in range(3)
+            for right in range(5)
+            for mirrored in (False, True)
+            if np.array_equal(
+                wide[:, down : down + 8, right : right + 16][..., :: -1 if mirrored else 1], after.numpy()
+            )
+        ]
+        assert len(found) == 1
+        seen |= set(found)
+    assert len(seen) > 20  # of 30
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_augmentation_is_asked_for(augment: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def watched(batch: Tensor, generator: torch.Generator) -> Tensor:
+        sizes.append(len(batch))
+        return shifted_and_mirrored(batch, generator)
+
+    monkeypatch.setattr("selfdistill.evaluation.finetune.shifted_and_mirrored", watched)
+    finetune(module(), images(0), images(1), epochs=2, batch_size=20, augment=augment)  # type: ignore[arg-type]
+    assert sizes == [20, 20, 8] * 2 * augment
 
 
 @pytest.mark.parametrize("settings", [{"fraction": 0.0}, {"epochs": 0}, {"batch_size": 0}])

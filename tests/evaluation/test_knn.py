@@ -109,6 +109,16 @@ def test_autocast_changes_nothing() -> None:
         assert torch.equal(knn_predict(bank, labels, queries), expected)
 
 
+def test_with_and_without_one_dnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, labels = clusters(300)
+    queries, _ = clusters(200, seed=1)
+    expected = knn_predict(bank, labels, queries)
+    with torch.inference_mode():
+        assert torch.equal(knn_predict(bank + 0, labels, queries + 0), expected)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert torch.equal(knn_predict(bank, labels, queries), expected)
+
+
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     bank, labels = clusters(60)
     queries, _ = clusters(41, seed=1)

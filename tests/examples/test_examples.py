@@ -108,7 +108,7 @@ def test_train_evaluate_export_from_the_wheel(installed: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["own_backbone", "other_hydra_project"])
+@pytest.mark.parametrize("name", PRINTS)
 def test_examples_from_the_wheel(name: str, installed: Path, tmp_path: Path) -> None:
     code = f"import runpy; runpy.run_path({str(EXAMPLES / f'{name}.py')!r}, run_name='__main__')"
     done = outside(installed, tmp_path, code, *ARGUMENTS.get(name, []))

@@ -17,7 +17,7 @@ from selfdistill.teacher.update import Staged
 LR_FACTOR = 0.3
 _CENTER_MOMENTUM = 0.9
 # mean age of a teacher, as shares of the run: the oldest that is still useful, and the youngest
-_OLDEST, _YOUNGEST = 0.05, 0.01
+_OLDEST, _YOUNGEST = 0.05, 0.03
 
 
 class HealthyStates:

@@ -14,11 +14,12 @@ SHOWN = {
     "teacher/momentum": "momentum",
     "monitor/rank": "rank",
     "val/knn": "k-NN",
+    "val/probe": "probe",
 }
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's rich bar with loss, momentum, rank and k-NN under short names."""
+    """Lightning's rich bar with loss, momentum, rank, k-NN and probe under short names."""
 
     def get_metrics(
         self, trainer: L.Trainer, pl_module: L.LightningModule

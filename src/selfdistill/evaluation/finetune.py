@@ -27,13 +27,14 @@ def finetune(
     lr: float = 1e-3,
     weight_decay: float = 0.05,
     label_smoothing: float = 0.0,
+    augment: bool = False,
     seed: int = 0,
 ) -> float:
     """Test accuracy, in [0, 1], of a copy of the evaluated network and a linear classifier, trained together.
 
     AdamW with a linear warm-up over a tenth of the steps and a cosine to zero; weight decay on matrices only; images
-    are not augmented. A short form of what papers do (BYOL, arXiv 2006.07733, appendix C.2; I-JEPA, 2301.08243), to
-    compare networks with each other rather than with published figures. ``module`` is left as it was.
+    are not augmented unless asked for. A short form of what papers do (BYOL, arXiv 2006.07733, appendix C.2; I-JEPA,
+    2301.08243), to compare networks with each other rather than with published figures. ``module`` is left as it was.
 
     Args:
         module: whose ``embed`` is fine-tuned.
@@ -45,7 +46,8 @@ def finetune(
         lr: highest learning rate.
         weight_decay: of AdamW.
         label_smoothing: share of the target spread over all classes.
-        seed: of the drawn labels and of the order; the global random state is not touched.
+        augment: shift and mirror the training images, see :func:`shifted_and_mirrored`; not for digits.
+        seed: of the drawn labels, the order and the augmentation; the global random state is not touched.
 
     Raises:
         ValueError: a setting out of its range.
@@ -64,7 +66,7 @@ def finetune(
         classes, labels = labels.unique(return_inverse=True)
         torch.manual_seed(seed)  # dropout and drop path draw from the global generator, which evaluating gives back
         network = FineTuned(module, len(classes), images[:1])
-        _train(network, images, labels, epochs, batch_size, lr, weight_decay, label_smoothing, order)
+        _train(network, images, labels, epochs, batch_size, lr, weight_decay, label_smoothing, augment, order)
         return _accuracy(network, classes, test)
 
 
@@ -102,6 +104,7 @@ def _train(
     lr: float,
     weight_decay: float,
     label_smoothing: float,
+    augment: bool,
     order: torch.Generator,
 ) -> None:
     trained = [p for p in network.parameters() if p.requires_grad]
@@ -125,14 +128,29 @@ def _train(
         for rows in torch.randperm(len(images), generator=order).split(batch_size):
             if len(rows) == 1 < len(images):
                 continue  # batch statistics of one image are none
+            batch = shifted_and_mirrored(images[rows], order) if augment else images[rows]
             loss = F.cross_entropy(
-                network(images[rows]).float(), labels[rows].to(network.device), label_smoothing=label_smoothing
+                network(batch).float(), labels[rows].to(network.device), label_smoothing=label_smoothing
             )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             rate.step()
     network.eval()
+
+
+def shifted_and_mirrored(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image ``[B, C, H, W]`` shifted by up to an eighth of its sides, what enters being its reflection, and
+    mirrored left to right half of the time."""
+    count, _, height, width = images.shape
+    up, left = height // 8, width // 8
+    padded = F.pad(images, (left, left, up, up), mode="reflect")
+    rows = torch.randint(2 * up + 1, (count, 1), generator=generator) + torch.arange(height)
+    columns = torch.randint(2 * left + 1, (count, 1), generator=generator) + torch.arange(width)
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    which = torch.arange(count)[:, None, None]
+    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 @torch.no_grad()

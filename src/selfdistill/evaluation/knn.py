@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.evaluation.features import CHUNK, feature_rows, labelled_rows, unit_rows
@@ -101,15 +102,25 @@ def _check(ks: Sequence[int], temperatures: Sequence[float]) -> None:
 @torch.no_grad()
 def _nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Cosine similarity and bank row of the ``min(k, N)`` nearest, best first: ``[Q, k]`` each."""
-    bank = unit_rows(bank).T
-    rows = min(len(queries), max(1, CHUNK // bank.shape[1]))
-    similarity = bank.new_empty(rows, bank.shape[1])
+    bank = unit_rows(bank)
     found = []
+    # On a CPU few rows at a time: 128 was the fastest of 48 to 256 or next to it, at a bank of 50,000.
+    rows = max(1, min(128 if bank.device.type == "cpu" else len(queries), CHUNK // len(bank)))
     with torch.autocast(bank.device.type, enabled=False):
         for part in queries.split(rows):
-            scores = torch.mm(unit_rows(part), bank, out=similarity[: len(part)])
-            found.append(scores.topk(min(k, bank.shape[1])))
+            # Named, so that it lives until the next one exists: memory that is given back and taken anew costs more.
+            similarity = _products(unit_rows(part), bank)
+            found.append(similarity.topk(min(k, len(bank))))
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+
+
+def _products(queries: Tensor, bank: Tensor) -> Tensor:
+    """``queries @ bank.T`` in the type of both."""
+    one_dnn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    if bank.device.type == "cpu" and bank.dtype == torch.float32 and one_dnn:
+        # Through oneDNN: half the time of the plain product on an AMD EPYC, to float32's rounding; not tried on Intel.
+        return F.linear(queries.to_mkldnn(), bank).to_dense()
+    return queries @ bank.T
 
 
 @torch.no_grad()

@@ -163,6 +163,7 @@ class Finetune:
     lr: float = 1e-3
     weight_decay: float = 0.05
     label_smoothing: float = 0.0
+    augment: bool = False
     seed: int = 0
 
     def __call__(self, subject: Subject) -> list[Figure]:
@@ -178,6 +179,7 @@ class Finetune:
                 lr=self.lr,
                 weight_decay=self.weight_decay,
                 label_smoothing=self.label_smoothing,
+                augment=self.augment,
                 seed=self.seed,
             )
             figures.append(

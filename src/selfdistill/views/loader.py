@@ -22,7 +22,7 @@ class ViewLoader(ResumableLoader):
     Args:
         dataset: map-style; gives (image, label) or image, the image a PIL one or a uint8 [C, H, W] tensor.
         views: name of a published recipe ("byol", "dino", …: the keys of `RECIPES`) or a recipe.
-        batch_size: samples a batch and process.
+        batch_size: samples a batch and process; None takes 256, or the whole data set where it is smaller.
         size: side of the (global) views in pixels; only for a named recipe.
         num_workers: processes that make views; 0 makes them in the training process.
         seed: of the order and of the views.
@@ -37,7 +37,7 @@ class ViewLoader(ResumableLoader):
         dataset: Any,
         views: str | ViewRecipe = "byol",
         *,
-        batch_size: int,
+        batch_size: int | None = None,
         size: int = 224,
         num_workers: int = 0,
         seed: int = 0,
@@ -49,6 +49,8 @@ class ViewLoader(ResumableLoader):
         recipe = named_recipe(views, size) if isinstance(views, str) else views
         if recipe.engine == "batched":
             raise ValueError('views.engine="batched" needs a DataModule; ViewLoader makes views in its workers')
+        if batch_size is None:
+            batch_size = max(1, min(256, len(dataset)))
         if not 1 <= batch_size <= len(dataset):
             raise ValueError(f"batch_size={batch_size} is not allowed; the data set has {len(dataset)} samples")
         super().__init__(
