@@ -96,7 +96,9 @@ def test_published_masks() -> None:
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("**/views/*.yaml")), ids=lambda path: path.stem)
 def test_configs(path: Path) -> None:
-    config = OmegaConf.create({"data": FACTS, "views": OmegaConf.load(path)})
+    of_the_data = path.parents[1] / f"{path.stem.partition('_')[0]}.yaml"
+    scale = OmegaConf.load(of_the_data).scale if of_the_data.exists() else {}
+    config = OmegaConf.create({"data": FACTS, "views": OmegaConf.load(path), "scale": scale})
     for spec in config.views.crops:
         assert set(spec.augment) == {"_target_", *Augment.__dataclass_fields__}, "every knob is stated"
     recipe = instantiate(config.views)
