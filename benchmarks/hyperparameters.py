@@ -10,7 +10,8 @@ import argparse
 import csv
 from pathlib import Path
 
-from collapse_atlas import WATCHING, judged
+from atlas_plan import WATCHING
+from atlas_report import judged
 from runs import Summary, sitting, table, write_section
 
 MOMENTA = (0, 0.9, 0.99, 0.996, 0.999, 0.9999, 1)

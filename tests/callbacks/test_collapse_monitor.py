@@ -21,6 +21,7 @@ from selfdistill.callbacks.collapse_rollback import (
     change_targets,
     lowers_learning_rate,
 )
+from selfdistill.callbacks.collapse_verdict import Verdict
 from selfdistill.evaluation.geometry import effective_rank, feature_std, parameter_distance
 from selfdistill.optim import scale_learning_rate
 from selfdistill.targets import Center
@@ -100,6 +101,30 @@ def test_logs_what_the_step_returned_every_n_steps(tmp_path: Path) -> None:
     assert not rows[0]["monitor/gradient_signal"]
     assert -1 <= float(rows[1]["monitor/gradient_signal"]) <= 1
     assert "monitor/rank" in trainer.callback_metrics
+
+
+class Growing(Foreign):
+    """Whose loss and gradient explode from step 10 on."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> dict[str, Tensor]:
+        outputs = super().training_step(batch, batch_idx)
+        return {**outputs, "loss": outputs["loss"] * 10.0 ** max(self.global_step - 9, 0)}
+
+
+@pytest.mark.parametrize(("module", "kind"), [(Growing(), "diverging"), (Foreign(collapses_at=10), "complete")])
+@pytest.mark.filterwarnings("ignore:collapse monitor")
+def test_the_log_alone_gives_the_same_alarms(module: Foreign, kind: str, tmp_path: Path) -> None:
+    """As `benchmarks/atlas_report.py` judges finished runs by thresholds of another day."""
+    monitor = watch()
+    fit(module, monitor, tmp_path, steps=20, logger=CSVLogger(tmp_path, "", ""))
+    verdict = Verdict()
+    with open(tmp_path / "metrics.csv", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row.get("monitor/rank"):
+                named = {key.removeprefix("monitor/"): float(v) for key, v in row.items() if "monitor/" in key and v}
+                verdict.judge(int(row["step"]), int(row["step"]) / 20, named)
+    assert [alarm.kind for alarm in monitor.alarms] == [kind]
+    assert verdict.alarms == monitor.alarms
 
 
 def test_the_age_is_that_of_the_momenta_that_the_teacher_had(tmp_path: Path) -> None:

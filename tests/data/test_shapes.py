@@ -108,7 +108,7 @@ def test_pixels_say_little() -> None:
 
 
 def test_difficulty_hides_the_shape() -> None:
-    """The same scenes: with difficulty, less of the variance is the difference of figure and ground."""
+    """The same scenes: neighbouring pixels differ more, by texture and noise."""
 
     def roughness(difficulty: float) -> float:
         images = Shapes(train=200, difficulty=difficulty).split("train").images.float()

@@ -154,6 +154,7 @@ class CollapseMonitor(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        # Lightning sets the attribute without declaring it.
         update = next((c for c in trainer.callbacks if isinstance(c, TeacherUpdate)), None)  # type: ignore[attr-defined]
         if update is not None and update.momentum is not None and update.clock.step != self._moved_at:
             self._moved_at = update.clock.step

@@ -57,6 +57,7 @@ class OnlineKNN(L.Callback):
         self.accuracy: float | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Lightning sets the attribute without declaring it.
         if self._bank is None and getattr(trainer.datamodule, "labelled", True) is False:  # type: ignore[attr-defined]
             L.pytorch.utilities.rank_zero_info("k-NN while training is off: the data has no labels")
 
@@ -141,6 +142,7 @@ def validated_rows(trainer: L.Trainer, loader: int, rows: Tensor, device: torch.
 
 
 def _bank_of(trainer: L.Trainer) -> DataLoader[Any] | None:
+    # Lightning sets the attribute without declaring it.
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     if datamodule is None or not hasattr(datamodule, "evaluation_loader"):
         return None

@@ -63,6 +63,7 @@ class ResumableBatchSampler(DistributedSampler[EpochIndices]):
     def __init__(self, length: int, batch_size: int, seed: int = 0, *, drop_last: bool = True, shuffle: bool = True):
         if length < 1 or batch_size < 1:
             raise ValueError(f"sampler: length={length}, batch_size={batch_size}; both must be at least 1")
+        # Declared to take a data set, of which it reads the length alone.
         super().__init__(range(length), num_replicas=1, rank=0, shuffle=shuffle, seed=seed, drop_last=drop_last)  # type: ignore[arg-type]
         self.length = length
         self.batch_size = batch_size
@@ -126,7 +127,7 @@ class ResumableLoader(DataLoader[Any]):
         self._resume = (0, 0)
         self._handed_out = 0
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # declared as a private class of torch's
         """The epoch's batches from where it starts, which the first `next` decides."""
         epoch, position = self._where_to_start()
         self._order.set_epoch(epoch)

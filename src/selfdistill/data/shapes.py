@@ -15,7 +15,7 @@ from selfdistill.views.randomness import key, normal, uniform
 # Images rendered at a time: some 100 MB of intermediate values at 32 pixels.
 _PIXELS = 2**20
 _GRATINGS = 3
-_DRAWS = 5 + 2 * 3 + 2 * _GRATINGS * 4
+_DRAWS = 4 + 2 * 3 + 2 * _GRATINGS * 4
 
 
 class Shapes:
@@ -77,7 +77,7 @@ class Shapes:
 def _render(index: Tensor, labels: Tensor, base: int, size: int, difficulty: float) -> Tensor:
     """uint8 [n, 3, size, size] of the images number `index`."""
     u = uniform(base, index, _DRAWS)
-    place, rest = u[:, :5], u[:, 5:]
+    place, rest = u[:, :4], u[:, 4:]
     colours, waves = rest[:, :6].view(-1, 2, 3), rest[:, 6:].view(-1, 2, _GRATINGS, 4)
     at = (torch.arange(size) + 0.5) * (2 / size) - 1
     y, x = torch.meshgrid(at, at, indexing="ij")

@@ -26,7 +26,7 @@ class FewShotResult(float):
         self.std, self.ci95 = std, ci95
         return self
 
-    def __getnewargs__(self) -> tuple[float, float, float]:  # type: ignore[override]
+    def __getnewargs__(self) -> tuple[float, float, float]:  # type: ignore[override]  # float's has one
         return self.mean, self.std, self.ci95
 
     def __repr__(self) -> str:

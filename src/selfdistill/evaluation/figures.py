@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +14,7 @@ from selfdistill.evaluation.features import evaluating, extract_features
 from selfdistill.evaluation.few_shot import few_shot_accuracy
 from selfdistill.evaluation.knn import knn_accuracy
 from selfdistill.evaluation.linear import linear_probe
+from selfdistill.methods import SelfDistillModule
 
 Figures = dict[str, float]
 """Accuracies in [0, 1] by name: ``knn``, ``linear`` where asked for, ``one_shot``, ``five_shot``, …"""
@@ -28,14 +28,8 @@ class Labelled(Protocol):
     def evaluation_loader(self, split: Literal["train", "test"]) -> DataLoader[tuple[Tensor, Tensor]]: ...
 
 
-class Embedder(Protocol):
-    """A module that says which representation is evaluated."""
-
-    def embed(self, images: Tensor) -> Tensor: ...
-
-
 def backbone_figures(
-    module: L.LightningModule,
+    module: SelfDistillModule[Any, Any],
     data: Labelled,
     *,
     k: int = 20,
@@ -46,8 +40,8 @@ def backbone_figures(
 ) -> Figures:
     """Accuracy on the test split of ``module.embed``, the train split being bank and labelled pool."""
     with evaluating(module):
-        train = extract_features(module.embed, data.evaluation_loader("train"), module.device)  # type: ignore[arg-type]
-        test = extract_features(module.embed, data.evaluation_loader("test"), module.device)  # type: ignore[arg-type]
+        train = extract_features(module.embed, data.evaluation_loader("train"), module.device)
+        test = extract_features(module.embed, data.evaluation_loader("test"), module.device)
     return _figures(train, test, k, temperature, shots, draws, linear)
 
 

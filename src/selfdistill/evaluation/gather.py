@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sized
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def extract_over_ranks(
     if world_size() == 1 or not _divisible(loader):
         return extract_features(embed, loader, device)
     assert isinstance(loader, DataLoader)
-    count, world = len(loader.dataset), world_size()  # type: ignore[arg-type]
+    count, world = len(cast(Sized, loader.dataset)), world_size()
     share = DataLoader(
         Subset(loader.dataset, range(rank(), count, world)),
         batch_size=loader.batch_size,
@@ -47,7 +47,7 @@ def _divisible(loader: Any) -> bool:
         isinstance(loader, DataLoader)
         and isinstance(loader.sampler, SequentialSampler)
         and loader.batch_size is not None
-        and len(loader.dataset) >= world_size()  # type: ignore[arg-type]
+        and len(cast(Sized, loader.dataset)) >= world_size()
     )
 
 
@@ -62,4 +62,4 @@ def unpadded(rows: Tensor, sampler: Any) -> Tensor:
     if world == 1 or not isinstance(sampler, DistributedSampler) or sampler.num_replicas != world:
         return rows
     everything = all_gather_cat(rows).unflatten(0, (world, -1)).transpose(0, 1).flatten(0, 1)
-    return everything[: len(sampler.dataset)]  # type: ignore[arg-type]
+    return everything[: len(cast(Sized, sampler.dataset))]
