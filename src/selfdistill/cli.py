@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from selfdistill.config import UserError, check
+from selfdistill.config import UserError, check, resolved
 
 
 def launch(main: Callable[[], Any], config_name: str) -> None:
@@ -71,6 +71,11 @@ def _export(config: DictConfig) -> None:
     job("export", config)
 
 
+@hydra.main(version_base="1.3", config_path="pkg://selfdistill.conf", config_name="pack")
+def _pack(config: DictConfig) -> None:
+    job("pack", config)
+
+
 def train() -> None:
     """The command ``selfdistill-train``: what ``python -m src.train`` does, from anywhere."""
     launch(_train, "train")
@@ -86,6 +91,11 @@ def export() -> None:
     launch(_export, "export")
 
 
+def pack() -> None:
+    """The command ``selfdistill-pack``."""
+    launch(_pack, "pack")
+
+
 def _jobs(overrides: list[str]) -> list[list[str]]:
     """The jobs of a sweep, so that all are checked before the first one runs; none with a sweeper of another kind."""
     if any(override.startswith("hydra/sweeper") for override in overrides):
@@ -95,13 +105,15 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
 
 
 def job(task: str, config: DictConfig) -> Any:
-    """What a ``@hydra.main`` function does: call the task of that name (``fit``, ``evaluate``, ``export``).
+    """What a ``@hydra.main`` function does: call the task of that name (``fit``, ``evaluate``, ``export``, ``pack``).
 
     In a single run a user's mistake ends here, in one line; in a sweep it goes to Hydra's launcher, so
     that the other jobs go on.
     """
-    home = importlib.import_module("selfdistill.runner" if task == "fit" else "selfdistill.tasks")
     try:
+        if task == "pack":
+            return _packed(config)
+        home = importlib.import_module("selfdistill.runner" if task == "fit" else "selfdistill.tasks")
         return getattr(home, task)(config)
     except UserError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -109,6 +121,21 @@ def job(task: str, config: DictConfig) -> Any:
         _end(f"error: {error}", 2)
 
 
-def _end(line: str, code: int) -> None:
+def _packed(config: DictConfig) -> None:
+    from selfdistill.data.packing import pack
+    from selfdistill.runner import clear_errors
+
+    settings = resolved(config)
+    try:
+        with clear_errors():
+            done = pack(**settings)
+    except KeyboardInterrupt:
+        _end("stopped: the same command continues", 130)
+    images = ", ".join(f"{split} {count:,}" for split, count in done.images.items())
+    skipped = f"; {done.skipped:,} unreadable files skipped, named in skipped.txt" if done.skipped else ""
+    print(f"written: {settings['output']}: {images} images in {done.shards:,} shards{skipped}")
+
+
+def _end(line: str, code: int) -> NoReturn:
     print(line, file=sys.stderr)
     sys.exit(code)

@@ -172,7 +172,8 @@ def check_paths(plain: Mapping[str, Any]) -> None:
         if paths.get(key) is not None and not Path(paths[key]).is_file():
             raise UserError(f"{key}: {paths[key]!r} given, no such file; allowed is <run>/checkpoints/last.ckpt")
     root = paths.get("data.root")
-    if root is not None and not paths.get("data.download") and not Path(root).is_dir():
+    url = re.match(r"\w{2,}:", str(root))
+    if root is not None and not url and not paths.get("data.download") and not Path(root).is_dir():
         raise UserError(f"data.root: {root!r} given, no such folder; give the folder that holds the images")
 
 

@@ -5,6 +5,7 @@ from selfdistill.data.images import ImageFiles, TensorImages
 from selfdistill.data.sampler import EpochIndices, ResumableBatchSampler, ResumableLoader
 from selfdistill.data.shapes import Shapes
 from selfdistill.data.sources import SPLITS, Digits, Folder, Source, Split, TorchvisionSet
+from selfdistill.data.streaming import ShardImages, Shards
 
 __all__ = [
     "SPLITS",
@@ -16,6 +17,8 @@ __all__ = [
     "ResumableBatchSampler",
     "ResumableLoader",
     "Shapes",
+    "ShardImages",
+    "Shards",
     "Source",
     "Split",
     "TensorImages",

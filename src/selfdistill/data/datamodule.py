@@ -15,6 +15,7 @@ from selfdistill.data.images import Images, TensorImages
 from selfdistill.data.labels import check_labelled, labelled_part
 from selfdistill.data.sampler import EpochIndices, ResumableBatchSampler, ResumableLoader
 from selfdistill.data.sources import SPLITS, Source, Split
+from selfdistill.data.streaming import ShardImages
 from selfdistill.distributed import world_size
 from selfdistill.views.augment import ViewBatches, centre
 from selfdistill.views.augment_batched import as_float, batched_views, normalize
@@ -128,7 +129,10 @@ class DataModule(L.LightningDataModule):
             batches = ViewBatches(
                 train, self.recipe, seed=self.seed, mean=self.source.mean, std=self.source.std, labelled=self.labelled
             )
-        order = ResumableBatchSampler(len(train), self.batch_size, self.seed, drop_last=self.drop_last)
+        permutation = train.permutation if isinstance(train, ShardImages) else None
+        order = ResumableBatchSampler(
+            len(train), self.batch_size, self.seed, drop_last=self.drop_last, permutation=permutation
+        )
         loader = ResumableLoader(batches, order, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
         loader.trainer = self.trainer
         return loader

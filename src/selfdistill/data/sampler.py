@@ -19,7 +19,7 @@ own state decides: the batches handed out, not those that workers fetched ahead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
@@ -58,15 +58,26 @@ class ResumableBatchSampler(DistributedSampler[EpochIndices]):
         seed: of the order.
         drop_last: leave out the last batch of an epoch where it is smaller than the others.
         shuffle: False gives 0, 1, 2, … in every epoch.
+        permutation: makes the order of an epoch from a generator; None makes all orders equally likely.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int = 0, *, drop_last: bool = True, shuffle: bool = True):
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int = 0,
+        *,
+        drop_last: bool = True,
+        shuffle: bool = True,
+        permutation: Callable[[np.random.Generator], np.ndarray] | None = None,
+    ) -> None:
         if length < 1 or batch_size < 1:
             raise ValueError(f"sampler: length={length}, batch_size={batch_size}; both must be at least 1")
         # Declared to take a data set, of which it reads the length alone.
         super().__init__(range(length), num_replicas=1, rank=0, shuffle=shuffle, seed=seed, drop_last=drop_last)  # type: ignore[arg-type]
         self.length = length
         self.batch_size = batch_size
+        self.permutation = permutation
         self.start = 0
 
     def __len__(self) -> int:
@@ -79,7 +90,8 @@ class ResumableBatchSampler(DistributedSampler[EpochIndices]):
         epoch, share = self.epoch, self._share()
         order = np.arange(self.length)
         if self.shuffle:
-            order = np.random.default_rng((self.seed, epoch)).permutation(order)
+            generator = np.random.default_rng((self.seed, epoch))
+            order = generator.permutation(order) if self.permutation is None else self.permutation(generator)
         mine = order[(np.arange(share) * world_size() + rank()) % self.length]
         for batch in range(self.start, len(self)):
             yield EpochIndices(mine[batch * self.batch_size : (batch + 1) * self.batch_size].tolist(), epoch)
