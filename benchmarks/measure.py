@@ -78,15 +78,19 @@ def in_turn(pair: Pair, repeats: int, *, wall: bool = False) -> Ratio:
     """
     clock = time.perf_counter if wall else time.process_time
     sides = {"ours": pair.ours, "theirs": pair.theirs}
+    check(pair.ours(), pair.theirs(), pair.tolerance)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
+    calls = 1
     for turn in range(repeats + 1):
-        values = {}
         for name in sorted(sides, reverse=bool(turn % 2)):
             start = clock()
-            values[name] = sides[name]()
-            if turn:  # the first is for warming up
-                seconds[name].append(clock() - start)
-        check(values["ours"], values["theirs"], pair.tolerance)
+            for _ in range(calls):
+                sides[name]()
+            seconds[name].append((clock() - start) / calls)
+        if turn == 0:  # the first is for warming up, and tells how many make a tenth of a second
+            calls = max(1, round(0.1 / seconds["theirs"].pop()))
+            seconds["ours"].pop()
+    check(pair.ours(), pair.theirs(), pair.tolerance)
     ratios = [theirs / ours for ours, theirs in zip(seconds["ours"], seconds["theirs"], strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4)
     return Ratio(statistics.median(ratios), low, high, statistics.median(seconds["ours"]))

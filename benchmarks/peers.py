@@ -48,7 +48,8 @@ def measure(part: str, *, quick: bool, committed: dict[str, float]) -> list[list
             continue
         gc.collect()
         ratio = in_turn(row.build(), 5 if quick else row.repeats, wall=row.wall)
-        memory = "" if quick or not row.peaks else " : ".join(f"{peak_of(part, row, s):.0f}" for s in ("ours", "theirs"))
+        peaks = [] if quick or not row.peaks else [f"{peak_of(part, row, side):.0f}" for side in ("ours", "theirs")]
+        memory = " : ".join(peaks)
         lines.append([row.name, str(ratio), f"{row.target:g}", "yes" if ratio.median >= row.target else "no", memory])
         print(*lines[-1], compared(row.name, ratio.median, committed), sep=" | ", file=sys.stderr)
         if not quick:

@@ -10,7 +10,7 @@ from measure import Pair, Row
 from torch import Tensor, nn
 
 from selfdistill.divergences import fused_cross_entropy
-from selfdistill.divergences.contrastive import info_nce, unit
+from selfdistill.divergences.contrastive import info_nce_queue, unit
 from selfdistill.divergences.patches import patch_cross_entropy
 from selfdistill.regularizers import koleo, me_max
 from selfdistill.targets import Center, Queue, sinkhorn
@@ -148,8 +148,8 @@ def moco_queue(length: int = 65536, batch: int = 32, dim: int = 128) -> Pair:
     their.memory_bank.bank.copy_(queue())
 
     def ours(queries: Tensor, keys: Tensor) -> Tensor:
-        query, key = unit(queries), unit(keys)
-        loss = info_nce((query * key).sum(-1), F.linear(query, queue()), temperature=0.2).mean()
+        key = unit(keys)
+        loss = info_nce_queue(unit(queries), key, queue(), temperature=0.2).mean()
         queue.observe(key)
         return loss
 
