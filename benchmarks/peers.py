@@ -15,12 +15,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import peers_losses
+import peers_steps
+import peers_views
 import torch
 from measure import Row, in_turn, machine, peak
 from runs import table, write_section
 
 RATIOS = Path(__file__).with_name("ratios.json")
-ROWS: dict[str, list[Row]] = {"losses": peers_losses.ROWS}
+ROWS: dict[str, list[Row]] = {"losses": peers_losses.ROWS, "steps": peers_steps.ROWS, "views": peers_views.ROWS}
 TITLES = {
     "losses": "Losses, targets and teacher",
     "steps": "Whole training steps",
