@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import timm
 import torch
@@ -39,15 +40,22 @@ def same_weights(ours: nn.Module, theirs: nn.Module) -> None:
 class Theirs:
     """The loop of lightly's examples, which moves the teacher before a step."""
 
-    def __init__(self, networks: Iterable[nn.Module], optimizer: Callable[..., torch.optim.Optimizer]) -> None:
-        self.students = list(networks)
-        self.teachers = [copy.deepcopy(network).requires_grad_(False) for network in self.students]
+    def __init__(
+        self,
+        students: Iterable[nn.Module],
+        optimizer: Callable[..., torch.optim.Optimizer],
+        teachers: Iterable[nn.Module] = (),
+    ) -> None:
+        self.students = list(students)
+        self.teachers = list(teachers) or [copy.deepcopy(network) for network in self.students]
+        for network in self.teachers:
+            network.requires_grad_(False)
         self.optimizer = optimizer([p for network in self.students for p in network.parameters() if p.requires_grad])
 
     def move(self, followed: int = 2) -> None:
         from lightly.models.utils import update_momentum
 
-        for student, teacher in zip(self.students[:followed], self.teachers, strict=False):
+        for student, teacher in zip(self.students[:followed], self.teachers[:followed], strict=True):
             update_momentum(student, teacher, MOMENTUM)
 
     def step(self, loss: Tensor) -> Tensor:
@@ -74,12 +82,14 @@ def vit() -> nn.Module:
     return network
 
 
-def dino_head(ours: DINOHead, width: int, prototypes: int) -> nn.Module:
+def with_dino_head(backbone: nn.Module, ours: DINOHead) -> Theirs:
     from lightly.models.modules.heads import DINOProjectionHead
 
-    head = DINOProjectionHead(width, 2048, 256, prototypes)
-    same_weights(ours, head)
-    return head
+    # a module with torch's weight norm cannot be copied
+    student, teacher = (DINOProjectionHead(192, 2048, 256, ours.out_dim) for _ in range(2))
+    for head in (student, teacher):
+        same_weights(ours, head)
+    return Theirs([backbone, student], adamw, [copy.deepcopy(backbone), teacher])
 
 
 def dino(batch: int = 8, prototypes: int = 65536) -> Pair:
@@ -89,7 +99,7 @@ def dino(batch: int = 8, prototypes: int = 65536) -> Pair:
     module = DINO(copy.deepcopy(backbone), prototypes=prototypes, teacher_temperature=0.04)
     views = Views(crops(batch, 224, 224, *[96] * 8), (BOTH, BOTH, *[STUDENT] * 8))
     mine = BareStep(module, adamw(trained(module)), MOMENTUM)
-    their = Theirs([backbone, dino_head(module.student.head, 192, prototypes)], adamw)
+    their = with_dino_head(backbone, cast(DINOHead, module.student.head))
     criterion = DINOLoss(prototypes, teacher_temp=0.04)
 
     def theirs() -> Tensor:
@@ -116,7 +126,7 @@ def ibot(batch: int = 8, prototypes: int = 8192) -> Pair:
     views = Views(crops(batch, 224, 224, *[96] * 8), (BOTH, BOTH, *[STUDENT] * 8), masks=masks)
     mine = BareStep(module, adamw(trained(module)), MOMENTUM)
     masked = MaskedVisionTransformerTIMM(vit=backbone, weight_initialization="skip", pos_embed_initialization="skip")
-    their = Theirs([masked, dino_head(module.student.head.head, 192, prototypes)], adamw)
+    their = with_dino_head(masked, cast(DINOHead, module.student.head.head))
     cls = DINOLoss(prototypes, teacher_temp=0.04, center_momentum=1.0)
     patch = IBOTPatchLoss(prototypes, teacher_temp=0.04, center_momentum=1.0)
     large, small = torch.cat(views.crops[:2]), torch.cat(views.crops[2:])
