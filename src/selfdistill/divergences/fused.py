@@ -17,7 +17,7 @@ __all__ = ["fused_cross_entropy"]
 _CPU_CHUNK = 2**17
 _DEVICE_CHUNK = 2**23
 
-_Groups = dict[tuple[int, ...], list[int]]
+Groups = dict[tuple[int, ...], list[int]]
 
 
 # Traced, the loop over chunks would be unrolled.
@@ -79,7 +79,7 @@ def fused_cross_entropy(
         raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
     if weight is not None and weight.shape != student.shape[1:2]:
         raise ValueError(f"weight must have one number a row, {student.shape[1]}, got shape {list(weight.shape)}")
-    groups = _students_by_teachers(len(student), len(teacher), pairs)
+    groups = students_by_teachers(len(student), len(teacher), pairs)
 
     arguments = (student, teacher, weight, student_temperature, teacher_temperature, groups, chunk_rows)
     if torch.is_grad_enabled() and student.requires_grad:
@@ -88,7 +88,7 @@ def fused_cross_entropy(
     return _loss_and_gradient(*arguments, with_gradient=False)[0]
 
 
-def _students_by_teachers(crops: int, teachers: int, pairs: Sequence[tuple[int, int]] | None) -> _Groups:
+def students_by_teachers(crops: int, teachers: int, pairs: Sequence[tuple[int, int]] | None) -> Groups:
     """For each combination of teacher crops, the student crops compared with exactly these."""
     if pairs is None:
         pairs = [(v, g) for v in range(crops) for g in range(teachers) if v != g]
@@ -100,7 +100,7 @@ def _students_by_teachers(crops: int, teachers: int, pairs: Sequence[tuple[int, 
     for v, g in pairs:
         if not (0 <= v < crops and 0 <= g < teachers):
             raise ValueError(f"pairs must be (student < {crops}, teacher < {teachers}), none negative, got {(v, g)}")
-    groups: _Groups = {}
+    groups: Groups = {}
     for v in sorted({v for v, _ in pairs}):
         groups.setdefault(tuple(sorted(g for s, g in pairs if s == v)), []).append(v)
     return groups
@@ -138,7 +138,7 @@ def _loss_and_gradient(
     weight: Tensor | None,
     student_temperature: float,
     teacher_temperature: float | None,
-    groups: _Groups,
+    groups: Groups,
     chunk_rows: int,
     *,
     with_gradient: bool,
