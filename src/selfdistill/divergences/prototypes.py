@@ -148,6 +148,6 @@ def _loss_and_gradients(
                 of_prototypes.addmm_(q_NK.T, z_NP)
         if normalize:
             # What lengthens a prototype changes nothing, unless it is so short that it is not normalised.
-            along_K = torch.linalg.vecdot(of_prototypes, w_KP) * shrink_K.square() * (length_K > 1e-6)
+            along_K = torch.einsum("kp,kp->k", of_prototypes, w_KP) * shrink_K.square() * (length_K > 1e-6)
             of_prototypes.addcmul_(w_KP, along_K[:, None], value=-1)
     return total / terms, of_features, of_prototypes
