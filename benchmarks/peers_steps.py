@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import cast
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -15,8 +15,8 @@ from bare import BareStep
 from measure import Pair, Row
 from torch import Tensor, nn
 
-from selfdistill.heads import MLP, DINOHead
-from selfdistill.methods import BYOL, DINO, IBOT, MoCo
+from selfdistill.heads import MLP, ClassPatchHead, DINOHead
+from selfdistill.methods import BYOL, DINO, IBOT, DINOv2, MoCo, SelfDistillModule
 from selfdistill.teacher import TeacherPolicy
 from selfdistill.views import Views
 from selfdistill.views.masks import BlockMask, draw_masks
@@ -92,11 +92,11 @@ def with_dino_head(backbone: nn.Module, ours: DINOHead) -> Theirs:
     return Theirs([backbone, student], adamw, [copy.deepcopy(backbone), teacher])
 
 
-def dino(batch: int = 8, prototypes: int = 65536) -> Pair:
+def dino(batch: int = 8, prototypes: int = 65536, *, logits: Literal["whole", "chunks"]) -> Pair:
     from lightly.loss import DINOLoss
 
     backbone = vit()
-    module = DINO(copy.deepcopy(backbone), prototypes=prototypes, teacher_temperature=0.04)
+    module = DINO(copy.deepcopy(backbone), prototypes=prototypes, teacher_temperature=0.04, logits=logits)
     views = Views(crops(batch, 224, 224, *[96] * 8), (BOTH, BOTH, *[STUDENT] * 8))
     mine = BareStep(module, adamw(trained(module)), MOMENTUM)
     their = with_dino_head(backbone, cast(DINOHead, module.student.head))
@@ -112,23 +112,31 @@ def dino(batch: int = 8, prototypes: int = 65536) -> Pair:
     return Pair(lambda: mine(views), theirs, 1e-3)
 
 
-def ibot(batch: int = 8, prototypes: int = 8192) -> Pair:
+def ibot(batch: int = 8, prototypes: int = 8192, *, centre_all: bool) -> Pair:
     from lightly.loss import DINOLoss, IBOTPatchLoss
     from lightly.models.modules import MaskedVisionTransformerTIMM
 
     backbone = vit()
-    # both centers stand still: ours is the mean of all patches, as the paper's, theirs that of the masked ones
-    module = IBOT(
-        copy.deepcopy(backbone), prototypes=prototypes, teacher_temperature=0.04, patch_temperature=0.04,
-        center_momentum=1.0,
-    )  # fmt: skip
+    module: SelfDistillModule[Any, Any]
+    if centre_all:
+        # both centers stand still: ours is the mean of all patches, as the paper's, theirs that of the masked ones
+        module = IBOT(
+            copy.deepcopy(backbone), prototypes=prototypes, teacher_temperature=0.04, patch_temperature=0.04,
+            center_momentum=1.0,
+        )  # fmt: skip
+    else:
+        module = DINOv2(
+            copy.deepcopy(backbone), prototypes=prototypes, teacher_temperature=0.04, norm_last_layer=True,
+            weights={"koleo": 0.0}, teacher=TeacherPolicy.ema(MOMENTUM, mode="train"),
+        )  # fmt: skip
     masks = draw_masks(BlockMask((14, 14), stratified=False), torch.arange(batch), 2, seed=0, epoch=0)
     views = Views(crops(batch, 224, 224, *[96] * 8), (BOTH, BOTH, *[STUDENT] * 8), masks=masks)
     mine = BareStep(module, adamw(trained(module)), MOMENTUM)
     masked = MaskedVisionTransformerTIMM(vit=backbone, weight_initialization="skip", pos_embed_initialization="skip")
-    their = with_dino_head(masked, cast(DINOHead, module.student.head.head))
-    cls = DINOLoss(prototypes, teacher_temp=0.04, center_momentum=1.0)
-    patch = IBOTPatchLoss(prototypes, teacher_temp=0.04, center_momentum=1.0)
+    their = with_dino_head(masked, cast(DINOHead, cast(ClassPatchHead, module.student.head).head))
+    momentum = 1.0 if centre_all else 0.9
+    cls = DINOLoss(prototypes, teacher_temp=0.04, center_momentum=momentum)
+    patch = IBOTPatchLoss(prototypes, teacher_temp=0.04, center_momentum=momentum)
     large, small = torch.cat(views.crops[:2]), torch.cat(views.crops[2:])
     grid = masks["mask"].flatten(0, 1)
     tokens = torch.cat([torch.zeros(len(grid), 1, dtype=torch.bool), grid], dim=1)
@@ -197,8 +205,12 @@ def byol(batch: int = 32) -> Pair:
 
 
 ROWS = [
-    Row("DINO, ViT-Tiny/16, 2 × 224 + 8 × 96, K = 65,536, B = 8", 1.5, dino, repeats=7, peaks=True, quick=False),
-    Row("iBOT, ViT-Tiny/16, 2 × 224 + 8 × 96, K = 8,192, B = 8", 1.4, ibot, repeats=7, peaks=True, quick=False),
+    Row("DINO, ViT-Tiny/16, 2 × 224 + 8 × 96, K = 65,536, B = 8", 1.5, lambda: dino(logits="whole"), 7, True, False),
+    Row("the same, `method.logits=chunks`", 1.5, lambda: dino(logits="chunks"), 7, True, False),
+    Row("iBOT, ViT-Tiny/16, 2 × 224 + 8 × 96, K = 8,192, B = 8 (ours centers all patches, as the paper)", 1.4,
+        lambda: ibot(centre_all=True), 7, True, False),
+    Row("the same, both centering masked patches (our `DINOv2` without KoLeo)", 1.4,
+        lambda: ibot(centre_all=False), 7, True, False),
     Row("MoCo v2, ResNet-18 at 64 px, K = 65,536, B = 32", 1.1, moco, repeats=9, peaks=True),
     Row("BYOL, ResNet-18 at 32 px, B = 32 (not the same value: batch norm sees both views)", 1.0, byol, repeats=9),
-]
+]  # fmt: skip
