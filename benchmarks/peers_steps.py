@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from selfdistill.heads import MLP, ClassPatchHead, DINOHead
 from selfdistill.methods import BYOL, DINO, IBOT, DINOv2, MoCo, SelfDistillModule
+from selfdistill.optim import OptimizerRecipe
 from selfdistill.teacher import TeacherPolicy
 from selfdistill.views import Views
 from selfdistill.views.masks import BlockMask, draw_masks
@@ -73,8 +74,10 @@ def sgd(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
 
 
-def trained(module: nn.Module) -> list[nn.Parameter]:
-    return [p for p in module.parameters() if p.requires_grad]
+def ours(module: SelfDistillModule[Any, Any], name: Literal["adamw", "sgd"]) -> BareStep:
+    """With the optimizer that the module would build for a Trainer."""
+    recipe = OptimizerRecipe(name, 1e-5 if name == "adamw" else 1e-3, weight_decay=0.01 if name == "adamw" else 0.0)
+    return BareStep(module, recipe.build(module.trained_parameters(), fused=True), MOMENTUM)
 
 
 def vit() -> nn.Module:
@@ -98,7 +101,7 @@ def dino(batch: int = 8, prototypes: int = 65536, *, logits: Literal["whole", "c
     backbone = vit()
     module = DINO(copy.deepcopy(backbone), prototypes=prototypes, teacher_temperature=0.04, logits=logits)
     views = Views(crops(batch, 224, 224, *[96] * 8), (BOTH, BOTH, *[STUDENT] * 8))
-    mine = BareStep(module, adamw(trained(module)), MOMENTUM)
+    mine = ours(module, "adamw")
     their = with_dino_head(backbone, cast(DINOHead, module.student.head))
     criterion = DINOLoss(prototypes, teacher_temp=0.04)
 
@@ -131,7 +134,7 @@ def ibot(batch: int = 8, prototypes: int = 8192, *, centre_all: bool) -> Pair:
         )  # fmt: skip
     masks = draw_masks(BlockMask((14, 14), stratified=False), torch.arange(batch), 2, seed=0, epoch=0)
     views = Views(crops(batch, 224, 224, *[96] * 8), (BOTH, BOTH, *[STUDENT] * 8), masks=masks)
-    mine = BareStep(module, adamw(trained(module)), MOMENTUM)
+    mine = ours(module, "adamw")
     masked = MaskedVisionTransformerTIMM(vit=backbone, weight_initialization="skip", pos_embed_initialization="skip")
     their = with_dino_head(masked, cast(DINOHead, cast(ClassPatchHead, module.student.head).head))
     momentum = 1.0 if centre_all else 0.9
@@ -162,7 +165,7 @@ def moco(batch: int = 32) -> Pair:
     backbone = timm.create_model("resnet18", num_classes=0)
     module = MoCo(copy.deepcopy(backbone))
     views = Views(crops(batch, 64, 64), (STUDENT, TEACHER))
-    mine = BareStep(module, sgd(trained(module)), MOMENTUM)
+    mine = ours(module, "sgd")
     head = MoCoProjectionHead(512, 2048, 128)
     assert isinstance(module.student.head, MLP)
     same_weights(module.student.head, head)
@@ -187,11 +190,11 @@ def byol(batch: int = 32) -> Pair:
     backbone = timm.create_model("resnet18", num_classes=0)
     module = BYOL(copy.deepcopy(backbone), teacher=TeacherPolicy.ema(MOMENTUM, mode="train"))
     views = Views(crops(batch, 32, 32), (BOTH, BOTH))
-    mine = BareStep(module, sgd(trained(module)), MOMENTUM)
+    mine = ours(module, "sgd")
     their = Theirs([backbone, BYOLProjectionHead(512, 4096, 256), BYOLPredictionHead(256, 4096, 256)], sgd)
     criterion = NegativeCosineSimilarity()
 
-    def ours() -> None:
+    def loop() -> None:
         mine(views)
 
     def theirs() -> None:
@@ -201,7 +204,7 @@ def byol(batch: int = 32) -> Pair:
             wanted = [their.teachers[1](their.teachers[0](crop)) for crop in views.crops]
         their.step((criterion(given[0], wanted[1]) + criterion(given[1], wanted[0])) / 2)
 
-    return Pair(ours, theirs)
+    return Pair(loop, theirs)
 
 
 ROWS = [
