@@ -187,8 +187,8 @@ def main() -> None:
         "growth",
         f"### Growth\n\n`python benchmarks/growth.py`: {machine()}; processor time of a call, median of "
         f"{given.repeats}; memory is what a first call adds to a process of its own that holds the inputs. Exponents "
-        "are fitted: what does not depend on the size lowers them; memory that is taken anew from the system, from arrays "
-        "of 32 MiB on, and caches that no longer hold them raise those of time.\n\n" + table(header, rows),
+        "are fitted: what does not depend on the size lowers them; memory that is taken anew from the system, from "
+        "arrays of 32 MiB on, and caches that no longer hold them raise those of time.\n\n" + table(header, rows),
     )
 
 

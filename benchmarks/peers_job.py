@@ -75,7 +75,7 @@ class Drawings(torch.utils.data.Dataset[tuple[list[Tensor], Tensor]]):
 
 
 @torch.no_grad()
-def evaluated(backbone: nn.Module, bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor]) -> float:
+def evaluated(backbone: nn.Module, bank: list[Tensor], queries: list[Tensor]) -> float:
     from lightly.utils.benchmarking import knn_predict
 
     backbone.eval()
@@ -92,8 +92,10 @@ def theirs(seed: int) -> Curve:
     from lightly.utils.scheduler import cosine_schedule
 
     data: DataModule = build_data(check("train", []).config)
-    splits = {s: next(iter(data.evaluation_loader(s))) for s in ("train", "val")}  # type: ignore[arg-type]
-    whole = [torch.cat(parts) for parts in zip(*data.evaluation_loader("train"), strict=True)]
+    whole, queries = (
+        [torch.cat(parts) for parts in zip(*data.evaluation_loader(split), strict=True)]
+        for split in ("train", "validation")
+    )
     mean, std = data.source.mean[0], data.source.std[0]
     torch.manual_seed(seed)
     student = nn.ModuleList([SmallCNN(1), BYOLProjectionHead(256, 512, 128), BYOLPredictionHead(128, 512, 128)])
@@ -126,7 +128,7 @@ def theirs(seed: int) -> Curve:
             (4 * loss).backward()
             optimizer.step()
             step += 1
-        curve.append((time.process_time() - start, evaluated(student[0], tuple(whole), splits["val"])))  # type: ignore[arg-type]
+        curve.append((time.process_time() - start, evaluated(student[0], whole, queries)))
     return curve
 
 
