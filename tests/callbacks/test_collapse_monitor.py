@@ -205,7 +205,7 @@ def test_rollback_goes_back_and_on_with_the_mend(tmp_path: Path) -> None:
     # one vector has rank one: that is not said too
     assert [alarm.kind for alarm in monitor.alarms] == ["complete"]
     # copies at the start and after steps 4 and 9: the older of the last two
-    assert monitor.mends == ["complete at step 15: back to step 4, momentum at least 0.6667, learning rate × 0.3"]
+    assert monitor.mends == ["complete at step 15: back to step 4, momentum at least 0.6667, learning rate × 0.1"]
     assert torch.equal(module.weights[16], module.weights[5])
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(LR_FACTOR * 1e-3)
     assert len(module.features) == 40
@@ -221,19 +221,37 @@ def test_rollback_acts_so_often_and_then_warns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("momentum", "kind", "now"), [(1.0, "teacher_stale", 1 - 1 / (1 + 6)), (0.0, "teacher_copying", 1 - 1 / (1 + 3.6))]
+    ("momentum", "kind", "now", "where"),
+    [(1.0, "teacher_stale", 1 - 1 / (1 + 6), "as it is"), (0.0, "teacher_copying", 1 - 1 / (1 + 12), "back to step 0")],
 )
 @pytest.mark.filterwarnings("ignore:collapse monitor")
-def test_an_ill_chosen_momentum_is_changed_without_going_back(
-    momentum: float, kind: str, now: float, tmp_path: Path
-) -> None:
+def test_an_ill_chosen_momentum_is_changed(momentum: float, kind: str, now: float, where: str, tmp_path: Path) -> None:
+    """What a teacher that copied has done to the student is undone; one that was left behind has done nothing."""
     module, monitor = Foreign(), watch(action="rollback")
     update = TeacherUpdate(momentum=momentum)
-    fit(module, monitor, tmp_path, steps=120, callbacks=[update])
+    trainer = fit(module, monitor, tmp_path, steps=120, callbacks=[update])
     assert [alarm.kind for alarm in monitor.alarms] == [kind]
     assert update.momentum == pytest.approx(now)
-    assert "as it is" in monitor.mends[0]
+    assert where in monitor.mends[0]
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3)
     assert monitor.kind is None
+
+
+def test_a_collapse_that_comes_back_at_once_leads_to_the_first_copy() -> None:
+    module = Foreign()
+    trainer: Any = SimpleNamespace(optimizers=[module.configure_optimizers()])
+    states = HealthyStates(gap=1)
+    for step in (0, 1, 2, 3):
+        states.keep(trainer, module, step, lr_factor=1.0)
+    assert states.restore(trainer, module, lr_factor=0.1) == 2
+    resumed = HealthyStates(gap=1)
+    resumed.load_state_dict(states.state_dict())
+    for kept in (states, resumed):
+        assert kept.restore(trainer, module, lr_factor=0.01) == 0
+        assert kept.restore(trainer, module, lr_factor=0.001) == 0
+    states.keep(trainer, module, 8, lr_factor=0.001)
+    states.keep(trainer, module, 9, lr_factor=0.001)
+    assert states.restore(trainer, module, lr_factor=1e-4) == 8
 
 
 @pytest.mark.filterwarnings("ignore:collapse monitor")

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from selfdistill import BYOL
 from selfdistill.evaluation import few_shot_accuracy, knn_accuracy, linear_probe
-from selfdistill.evaluation.protocols import KNN, FewShot, Figure, Geometry, Linear, Subject, table
+from selfdistill.evaluation.protocols import KNN, FewShot, Figure, Geometry, Linear, Subject, moved, table
 
 
 class Flat(nn.Module):
@@ -66,7 +66,7 @@ def test_a_subject_embeds_each_image_once_and_leaves_no_trace() -> None:
     assert [part.training for part in module.modules()] == modes
     for measure in (KNN(), Linear(), FewShot(draws=2, fraction_draws=1), Geometry()):
         measure(made)
-    assert module.student.backbone.module.seen == 60 + 45 + 45
+    assert module.student.backbone.module.seen == 60 + 45 + 45 + 45  # the last: moved, for alignment
     torch.testing.assert_close(made.test[0], rows(2, 45)[0])  # no dropout
 
 
@@ -114,6 +114,32 @@ def test_geometry_looks_at_no_more_than_it_may() -> None:
     fewer = Geometry()(subject(test=(x[::2], y[::2])))
     assert half == fewer != whole
     assert {f.setting for f in whole} >= {"effective rank", "RankMe", "uniformity"}
+
+
+def test_alignment_pairs_each_image_with_itself_moved() -> None:
+    images = torch.arange(2 * 64.0).view(2, 1, 8, 8)
+    by_hand = images.clone()
+    by_hand[:, :, 1:, 1:] = images[:, :, :-1, :-1]
+    by_hand[:, :, 0, 1:], by_hand[:, :, 1:, 0] = images[:, :, 1, :-1], images[:, :, :-1, 1]
+    by_hand[:, :, 0, 0] = images[:, :, 1, 1]
+    torch.testing.assert_close(moved(images), by_hand)
+
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(20) % 2
+    test = torch.rand(20, 1, 8, 8, generator=generator)
+    module = BYOL(Flat(), hidden_dim=4, out_dim=2)
+    made = Subject(module, Pictures(test, labels))  # type: ignore[arg-type]
+    found = {figure.setting: figure.value for figure in Geometry()(made)}
+    one, other = (x.flatten(1) / x.flatten(1).norm(dim=1, keepdim=True) for x in (test, moved(test)))
+    assert found["alignment"] == pytest.approx(float((one - other).square().sum(1).mean()), rel=1e-5)
+
+
+class Pictures:
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def evaluation_loader(self, split: str) -> DataLoader[Any]:
+        return DataLoader(TensorDataset(self.images, self.labels), batch_size=7)
 
 
 def test_the_table_has_a_line_a_figure() -> None:

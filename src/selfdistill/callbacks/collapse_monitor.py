@@ -65,9 +65,9 @@ class CollapseMonitor(L.Callback):
         every: optimizer steps between two measurements.
         patience: measurements in a row before something is named, and before it is over.
         action: ``warn``; ``stop`` the training; ``raise`` :class:`CollapseError`; or ``rollback``: go back to weights
-            and optimizer state from before the first sign, and go on with the mend: learning rate times 0.3, a higher
-            momentum, centering on. An ill chosen momentum is changed without going back. Needs all parameters in each
-            process, and host memory and checkpoints for two more copies of model and optimizer state.
+            and optimizer state from before the first sign, and go on with the mend: learning rate times 0.1, a higher
+            momentum, centering on. A stale teacher's momentum is changed without going back. Needs all parameters in
+            each process, and host memory and checkpoints for three more copies of model and optimizer state.
         rollbacks: how often ``rollback`` may act; after that it warns.
         rows: most features that the geometry is computed from, over all processes.
         thresholds: where a measure becomes a sign; a mapping changes single ones.

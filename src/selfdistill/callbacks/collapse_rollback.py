@@ -14,17 +14,18 @@ from selfdistill.targets import Center
 from selfdistill.teacher import TeacherUpdate
 from selfdistill.teacher.update import Staged
 
-LR_FACTOR = 0.3
+LR_FACTOR = 0.1
 _CENTER_MOMENTUM = 0.9
 # mean age of a teacher, as shares of the run: the oldest that is still useful, and the youngest
-_OLDEST, _YOUNGEST = 0.05, 0.03
+_OLDEST, _YOUNGEST = 0.05, 0.1
 
 
 class HealthyStates:
     """Copies, in host memory, of module and optimizers from measurements without any sign.
 
-    Two are kept, and :meth:`restore` takes the older one: what was copied last may be from the beginning of the
-    collapse that was found later.
+    Three are kept. :meth:`restore` takes the older of the last two: what was copied last may be from the beginning of
+    the collapse that was found later. Where a collapse comes back before another copy was made, that one was damaged,
+    too, and the run's first is taken.
 
     Args:
         gap: measurements between two copies.
@@ -33,8 +34,10 @@ class HealthyStates:
     def __init__(self, gap: int) -> None:
         self.gap = gap
         self._since = 0
+        self._first: dict[str, Any] | None = None
         self._older: dict[str, Any] | None = None
         self._newer: dict[str, Any] | None = None
+        self._returned = False
 
     def keep(self, trainer: L.Trainer, module: nn.Module, step: int, *, lr_factor: float, now: bool = False) -> None:
         """Copy the state after ``step``, if ``gap`` measurements have passed since the last copy, or ``now``."""
@@ -42,6 +45,7 @@ class HealthyStates:
         if not now and self._since < self.gap:
             return
         self._since = 0
+        self._returned = False
         self._older, self._newer = (
             self._newer,
             {
@@ -51,9 +55,10 @@ class HealthyStates:
                 "optimizers": [_on_host(optimizer.state_dict()) for optimizer in trainer.optimizers],
             },
         )
+        self._first = self._first or self._newer
 
     def restore(self, trainer: L.Trainer, module: nn.Module, *, lr_factor: float) -> int:
-        """Put the older copy back, with learning rates ``lr_factor`` times those of the run's start.
+        """Put a copy back, with learning rates ``lr_factor`` times those of the run's start.
 
         Time goes on: steps, schedules and the order of the data are not set back. What the current step has staged
         for center or queue is discarded.
@@ -61,7 +66,7 @@ class HealthyStates:
         Returns:
             The step that the copy is from.
         """
-        state = self._older or self._newer
+        state = self._first if self._returned else self._older or self._newer
         assert state is not None
         module.load_state_dict(state["module"])
         for optimizer, stored in zip(trainer.optimizers, state["optimizers"], strict=True):
@@ -71,14 +76,21 @@ class HealthyStates:
         for part in module.modules():
             if part is not module and isinstance(part, Staged):
                 part.discard()
-        self._older, self._newer, self._since = state, None, 0
+        self._older, self._newer, self._since, self._returned = state, None, 0, True
         return int(state["step"])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"older": self._older, "newer": self._newer, "since": self._since}
+        return {
+            "first": self._first,
+            "older": self._older,
+            "newer": self._newer,
+            "since": self._since,
+            "returned": self._returned,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._older, self._newer, self._since = state["older"], state["newer"], state["since"]
+        self._first, self._older, self._newer = state["first"], state["older"], state["newer"]
+        self._since, self._returned = state["since"], state["returned"]
 
     @property
     def empty(self) -> bool:
@@ -86,13 +98,13 @@ class HealthyStates:
 
 
 def needs_older_weights(kind: Kind) -> bool:
-    """Whether the student is damaged, rather than its teacher ill chosen."""
-    return not kind.startswith("teacher_")
+    """Whether the student is damaged: not by a teacher that it has left behind."""
+    return kind != "teacher_stale"
 
 
 def lowers_learning_rate(kind: Kind, module: nn.Module) -> bool:
     """Whether a slower student is the mend: not where the teacher is, and not where centering was off."""
-    return needs_older_weights(kind) and not (kind == "cluster" and _centers_off(module))
+    return not kind.startswith("teacher_") and not (kind == "cluster" and _centers_off(module))
 
 
 def change_targets(kind: Kind, module: nn.Module, update: TeacherUpdate | None, total_steps: float) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -13,7 +15,7 @@ from selfdistill.evaluation.features import evaluating
 from selfdistill.evaluation.few_shot import few_shot_accuracy
 from selfdistill.evaluation.finetune import finetune
 from selfdistill.evaluation.gather import extract_over_ranks
-from selfdistill.evaluation.geometry import effective_rank, feature_std, mean_cosine, rankme, uniformity
+from selfdistill.evaluation.geometry import alignment, effective_rank, feature_std, mean_cosine, rankme, uniformity
 from selfdistill.evaluation.knn import knn_sweep
 from selfdistill.evaluation.label_fraction import label_fraction_accuracy
 from selfdistill.evaluation.linear import linear_probe
@@ -62,9 +64,16 @@ class Subject:
                 self._features(split) for split in ("train", "validation", "test")
             )
 
-    def _features(self, split: Split) -> Rows:
+    @cached_property
+    def moved_test(self) -> Tensor:
+        """[N, D]: features of the test images, each :func:`moved`."""
+        with evaluating(self.module):
+            return self._features("test", lambda images: self.module.embed(moved(images)))[0]
+
+    def _features(self, split: Split, embed: Callable[[Tensor], Tensor] | None = None) -> Rows:
         device = self.module.device
-        features, labels = extract_over_ranks(self.module.embed, self.data.evaluation_loader(split), device)
+        loader = self.data.evaluation_loader(split)
+        features, labels = extract_over_ranks(embed or self.module.embed, loader, device)
         return features.to(device), labels.to(device)
 
     @property
@@ -192,6 +201,9 @@ class Finetune:
 class Geometry:
     """The shape of the test features: no label is used.
 
+    ``alignment`` pairs an image with itself moved by an eighth of its sides (:func:`moved`): the views of training
+    differ from method to method, this one is the same for all.
+
     Args:
         most: features that are looked at, spread evenly over the test split.
     """
@@ -199,16 +211,25 @@ class Geometry:
     most: int = 10_000
 
     def __call__(self, subject: Subject) -> list[Figure]:
-        x = subject.test[0]
-        x = x[:: max(1, -(-len(x) // self.most))]
-        measures = {
+        every = max(1, -(-len(subject.test[0]) // self.most))
+        x = subject.test[0][::every]
+        other = subject.moved_test[::every]
+        measures: dict[str, Callable[[Tensor], Tensor]] = {
             "effective rank": effective_rank,
             "RankMe": rankme,
             "std × √D": feature_std,
+            "alignment": partial(alignment, other),
             "uniformity": uniformity,
             "mean cosine": mean_cosine,
         }
         return [Figure("geometry", name, float(measure(x))) for name, measure in measures.items()]
+
+
+def moved(images: Tensor) -> Tensor:
+    """Images ``[B, C, H, W]`` moved down and right by an eighth of their sides; what enters is their reflection."""
+    height, width = images.shape[-2:]
+    down, right = height // 8, width // 8
+    return F.pad(images, (right, 0, down, 0), mode="reflect")[..., :height, :width]
 
 
 def table(figures: Sequence[Figure]) -> str:
