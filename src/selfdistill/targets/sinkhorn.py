@@ -9,7 +9,9 @@ from selfdistill.distributed import all_reduce_max, all_reduce_sum
 
 __all__ = ["sinkhorn"]
 
-_CHUNK = 2**16
+# Codes that are summed at a time: on a CPU what a core's cache holds; elsewhere launches count.
+_CPU_CHUNK = 2**16
+_DEVICE_CHUNK = 2**24
 
 
 @torch.no_grad()
@@ -50,8 +52,9 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
     peak = logits.amax(0) if len(logits) else logits.new_full(logits.shape[1:], -math.inf)
     # To the base 2: on a CPU exp takes four times exp2.
     codes = (logits - all_reduce_max(peak)).div_(epsilon * math.log(2))
-    # A few rows at a time, so that what is made only to be summed stays in a cache.
-    parts = codes.split(max(1, _CHUNK // codes.shape[1]))
+    # A few rows at a time: what is made only to be summed need not exist as a whole.
+    chunk = _CPU_CHUNK if codes.device.type == "cpu" else _DEVICE_CHUNK
+    parts = codes.split(max(1, chunk // codes.shape[1]))
     mass = torch.stack([part.exp2().sum(0) for part in parts]).sum(0)
     codes -= all_reduce_sum(mass).log2_()
     codes.sub_(codes.amax(1, keepdim=True)).exp2_()
