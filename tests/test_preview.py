@@ -53,7 +53,7 @@ def test_blocks_to_predict_are_coloured_and_the_context_is_as_it_is() -> None:
     assert cover[3, 0, 0] == 0
     colours = [tuple(cover[:3, row, column].tolist()) for row, column in ((0, 1), (1, 0), (1, 1))]
     assert len(set(colours)) == 3
-    assert len(set(colours[2])) == 1  # neither context nor asked for: gray
+    assert cover[3, 1, 1] > 0.5  # neither context nor asked for
 
 
 @pytest.mark.parametrize(

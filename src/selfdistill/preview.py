@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Pixels: the least side at which a view is shown, the space around it, the line of text above a column.
 _LEAST, _GAP, _TITLE = 112, 6, 32
 # Red, green, blue and opacity of what is laid over a hidden patch, and over those of each block to predict.
-_HIDDEN = (0.5, 0.5, 0.5, 0.85)
+_HIDDEN = (0.25, 0.35, 0.65, 0.85)
 _BLOCKS = ((0.90, 0.62, 0.0, 0.6), (0.34, 0.71, 0.91, 0.6), (0.0, 0.62, 0.45, 0.6), (0.80, 0.47, 0.65, 0.6))
 
 
@@ -71,7 +71,7 @@ def drawn(datamodule: DataModule) -> Image.Image:
 def mask_covers(views: Views, recipe: ViewRecipe) -> dict[int, Tensor]:
     """By place of the masked crops, [B, 4, h, w]: colour and opacity of what to lay over them to show the masks.
 
-    Hidden patches are gray; those that I-JEPA's predictor is asked for have a colour for each of its blocks.
+    Hidden patches are blue; those that I-JEPA's predictor is asked for have a colour for each of its blocks.
     """
     if not views.masks or recipe.masks is None:
         return {}
