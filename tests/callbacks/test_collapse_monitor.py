@@ -222,7 +222,7 @@ def test_rollback_acts_so_often_and_then_warns(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("momentum", "kind", "now", "where"),
-    [(1.0, "teacher_stale", 1 - 1 / (1 + 6), "as it is"), (0.0, "teacher_copying", 1 - 1 / (1 + 12), "back to step 0")],
+    [(1.0, "teacher_stale", 1 - 1 / (1 + 6), "as it is"), (0.0, "teacher_copying", 1 - 1 / (1 + 12), "back to step 4")],
 )
 @pytest.mark.filterwarnings("ignore:collapse monitor")
 def test_an_ill_chosen_momentum_is_changed(momentum: float, kind: str, now: float, where: str, tmp_path: Path) -> None:
