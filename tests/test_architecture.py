@@ -19,15 +19,15 @@ LEVELS = [
     {"objectives", "methods"},
     {"callbacks", "evaluation", "export"},
     {"config"},
-    {"checkpoint"},
+    {"checkpoint", "report"},
     {"assembly"},
     {"restore"},
     {"runner"},
-    {"tasks"},
+    {"tasks", "preview"},
     {"cli"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
-KNOW_HYDRA = {"config", "assembly", "restore", "runner", "tasks", "cli"}
+KNOW_HYDRA = {"config", "assembly", "report", "restore", "runner", "tasks", "preview", "cli"}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.name != "__init__.py")
 
 

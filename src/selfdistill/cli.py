@@ -24,6 +24,7 @@ _HOMES = {
     "evaluate": "selfdistill.tasks",
     "export": "selfdistill.tasks",
     "preview": "selfdistill.preview",
+    "report": "selfdistill.report",
 }
 
 
@@ -88,6 +89,11 @@ def _preview(config: DictConfig) -> None:
     job("preview", config)
 
 
+@hydra.main(version_base="1.3", config_path="pkg://selfdistill.conf", config_name="report")
+def _report(config: DictConfig) -> None:
+    job("report", config)
+
+
 def train() -> None:
     """The command ``selfdistill-train``: what ``python -m src.train`` does, from anywhere."""
     launch(_train, "train")
@@ -111,6 +117,11 @@ def pack() -> None:
 def preview() -> None:
     """The command ``selfdistill-preview``."""
     launch(_preview, "preview")
+
+
+def report() -> None:
+    """The command ``selfdistill-report``."""
+    launch(_report, "report")
 
 
 def _jobs(overrides: list[str]) -> list[list[str]]:

@@ -36,6 +36,7 @@ from selfdistill.evaluation.figures import Figures, backbone_figures, figures_ta
 from selfdistill.export import export_backbone, run_facts
 from selfdistill.files import write_text
 from selfdistill.methods.finite import NonFiniteLossError
+from selfdistill.report import write_report
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +141,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
             source = type(datamodule.source).__name__
             print(f"\n{source}, test split, {module.evaluates} network\n\n{figures_table(figures)}\n")
         print(f"collapse: {summary['collapse'] or 'none seen'}    training: {seconds:.0f} s    run: {folder}")
+        print(f"report: {write_report(folder)}")
     return summary["validation_knn"]
 
 
