@@ -39,12 +39,12 @@ _GEOMETRY: tuple[_Chart, ...] = (
     ("Spread", "std × √dimension", {"monitor/std": "features", "monitor/projection_std": "projections"}),
     ("Effective rank", "directions", {"monitor/rank": "features", "monitor/projection_rank": "projections"}),
     (
-        "Entropy of the mean answer: 1, all prototypes are used",
+        "Entropy of the mean answer (1: all used)",
         "share of ln K",
         {"monitor/prototype_entropy": "student", "monitor/target_entropy": "target"},
     ),
     (
-        "Sharpness of an answer: 0 uniform, 1 one-hot",
+        "Sharpness (0: uniform, 1: one-hot)",
         "share of ln K",
         {"monitor/prototype_sharpness": "student", "monitor/target_sharpness": "target"},
     ),
