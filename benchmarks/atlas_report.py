@@ -72,7 +72,8 @@ def report(watched: Runs, rolled: Runs) -> str:
         "the momentum itself, and is counted apart.\n\n"
         "The thresholds were set on these runs of seed 0, on healthy ones of all three seeds and with k-NN in view "
         "(`dimensional_both` came after `byol_like` without its predictor had been missed): the rows of seed 0 say how "
-        "well they fit, those of seed 1 how well they hold. “Alarms else” were raised where k-NN did not end that low.\n\n"
+        "well they fit, those of seed 1 how well they hold. “Alarms else” were raised where k-NN did not end that "
+        "low.\n\n"
         + table(
             [
                 "twins",
