@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test test-all lint format types clean
+.PHONY: help install install-dev train test test-all lint format types bench bench-quick clean
 
 help:  ## Print the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,22 @@ test: $(VENV)/.installed-dev lint types  ## Lint, types and the quick tests (und
 
 test-all: $(VENV)/.installed-dev lint types  ## Every test
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# lightly alone is installed; torch and the rest are those of .venv.
+PEERS := .venv-peers
+$(PEERS)/.installed: pyproject.toml | $(VENV)/.installed-dev
+	test -x $(PEERS)/bin/python || $(BIN)/python -m venv --without-pip $(PEERS)
+	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	  peers=$$($(PEERS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	  echo "import site; site.addsitedir('$$site')" > $$peers/selfdistill-dev.pth
+	$(BIN)/python -m pip --python $(PEERS)/bin/python install --quiet --disable-pip-version-check --no-deps lightly lightly_utils
+	@touch $@
+
+bench: $(PEERS)/.installed  ## Speed and memory beside lightly, written into benchmarks/RESULTS.md
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python benchmarks/peers.py $(ARGS)
+
+bench-quick: $(PEERS)/.installed  ## The same in under three minutes, compared with the committed ratios
+	OMP_NUM_THREADS=1 $(PEERS)/bin/python benchmarks/peers.py --quick $(ARGS)
 
 clean:  ## Remove caches (never outputs/)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache build src/*.egg-info

@@ -19,6 +19,14 @@ from omegaconf import DictConfig
 
 from selfdistill.config import UserError, check, resolved
 
+_HOMES = {
+    "fit": "selfdistill.runner",
+    "evaluate": "selfdistill.tasks",
+    "export": "selfdistill.tasks",
+    "preview": "selfdistill.preview",
+    "report": "selfdistill.report",
+}
+
 
 def launch(main: Callable[[], Any], config_name: str) -> None:
     """Run a ``@hydra.main`` function as a command.
@@ -76,6 +84,16 @@ def _pack(config: DictConfig) -> None:
     job("pack", config)
 
 
+@hydra.main(version_base="1.3", config_path="pkg://selfdistill.conf", config_name="preview")
+def _preview(config: DictConfig) -> None:
+    job("preview", config)
+
+
+@hydra.main(version_base="1.3", config_path="pkg://selfdistill.conf", config_name="report")
+def _report(config: DictConfig) -> None:
+    job("report", config)
+
+
 def train() -> None:
     """The command ``selfdistill-train``: what ``python -m src.train`` does, from anywhere."""
     launch(_train, "train")
@@ -96,6 +114,16 @@ def pack() -> None:
     launch(_pack, "pack")
 
 
+def preview() -> None:
+    """The command ``selfdistill-preview``."""
+    launch(_preview, "preview")
+
+
+def report() -> None:
+    """The command ``selfdistill-report``."""
+    launch(_report, "report")
+
+
 def _jobs(overrides: list[str]) -> list[list[str]]:
     """The jobs of a sweep, so that all are checked before the first one runs; none with a sweeper of another kind."""
     if any(override.startswith("hydra/sweeper") for override in overrides):
@@ -105,7 +133,7 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
 
 
 def job(task: str, config: DictConfig) -> Any:
-    """What a ``@hydra.main`` function does: call the task of that name (``fit``, ``evaluate``, ``export``, ``pack``).
+    """What a ``@hydra.main`` function does: call the task of that name (a key of ``_HOMES``, or ``pack``).
 
     In a single run a user's mistake ends here, in one line; in a sweep it goes to Hydra's launcher, so
     that the other jobs go on.
@@ -113,8 +141,7 @@ def job(task: str, config: DictConfig) -> Any:
     try:
         if task == "pack":
             return _packed(config)
-        home = importlib.import_module("selfdistill.runner" if task == "fit" else "selfdistill.tasks")
-        return getattr(home, task)(config)
+        return getattr(importlib.import_module(_HOMES[task]), task)(config)
     except UserError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.distributed import all_reduce_max, all_reduce_mean_grad, all_reduce_sum, world_size
+from selfdistill.products import row_products
 
 __all__ = ["koleo", "me_max", "variance_covariance"]
 
@@ -40,7 +41,7 @@ def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
         norm_N1 = torch.linalg.vector_norm(x_ND, dim=1, keepdim=True)
         # A zero row has no direction to correct; a gradient divided by eps would overflow float16.
         x_ND = torch.where(norm_N1 <= eps, 0.0, x_ND / norm_N1.clamp_min(eps))
-        similarity_NN = x_ND.detach() @ x_ND.detach().T
+        similarity_NN = row_products(x_ND.detach(), x_ND.detach())
         # Any finite value could tie with a true neighbour: opposite points have similarity −1.
         nearest_N = similarity_NN.fill_diagonal_(-math.inf).argmax(1)
         distance_N = torch.linalg.vector_norm(x_ND - x_ND[nearest_N], dim=1)

@@ -36,6 +36,7 @@ from selfdistill.evaluation.figures import Figures, backbone_figures, figures_ta
 from selfdistill.export import export_backbone, run_facts
 from selfdistill.files import write_text
 from selfdistill.methods.finite import NonFiniteLossError
+from selfdistill.report import write_report
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,11 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         trainer.limit_val_batches = 0
         print("k-NN and final figures are off: the data has no labels")
     started = time.perf_counter()
-    trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    try:
+        trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    finally:
+        if trainer.is_global_zero:
+            tell_unreadable(datamodule.unreadable, folder / "unreadable.txt")
     seconds = time.perf_counter() - started
 
     figures: dict[str, Figures] = {}
@@ -124,6 +129,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         "mends": [] if monitor is None else monitor.mends,
         "seconds": {"train": round(seconds, 3)},
         "optimizer_steps": module.clock.step,
+        "unreadable_images": len(datamodule.unreadable),
         "evaluates": module.evaluates,
         "seed": config.seed,
     }
@@ -135,7 +141,15 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
             source = type(datamodule.source).__name__
             print(f"\n{source}, test split, {module.evaluates} network\n\n{figures_table(figures)}\n")
         print(f"collapse: {summary['collapse'] or 'none seen'}    training: {seconds:.0f} s    run: {folder}")
+        print(f"report: {write_report(folder)}")
     return summary["validation_knn"]
+
+
+def tell_unreadable(names: list[str], file: Path) -> None:
+    """A line, and the names in ``file``, where images were skipped."""
+    if names:
+        write_text(file, "\n".join(names) + "\n")
+        print(f"{len(names):,} images cannot be read and were skipped, named in {file}; the first: {names[0]}")
 
 
 @contextmanager
@@ -150,6 +164,8 @@ def clear_errors() -> Iterator[None]:
     except (NonFiniteLossError, CollapseError) as error:
         raise UserError(str(error)) from error
     except ValueError as error:
+        if (said := _said_in_worker(str(error))) is not None:
+            raise UserError(said) from error
         if _raised_here(error):
             raise UserError(str(error)) from error
         raise
@@ -182,6 +198,15 @@ def _raised_here(error: BaseException) -> bool:
         frame = frame.tb_next
     package = Path(__file__).parent
     return frame is not None and package in Path(frame.tb_frame.f_code.co_filename).parents
+
+
+def _said_in_worker(message: str) -> str | None:
+    """The line of an error of this package that came from a loader's worker, wrapped into its traceback there."""
+    lines = message.strip().splitlines()
+    places = [line for line in lines if line.lstrip().startswith('File "')]
+    if not message.startswith("Caught ") or not places or str(Path(__file__).parent) not in places[-1]:
+        return None
+    return lines[-1].partition(": ")[2]
 
 
 def _claim(folder: Path, config: DictConfig) -> None:

@@ -27,7 +27,7 @@ from selfdistill.evaluation.protocols import Figure, Subject, table
 from selfdistill.export import FORMATS, Facts, export_backbone, run_facts, source_name
 from selfdistill.files import whole_file, write_text
 from selfdistill.restore import Restored, restore, restore_published
-from selfdistill.runner import clear_errors, quiet
+from selfdistill.runner import clear_errors, quiet, tell_unreadable
 from selfdistill.views import Augment, CropSpec, ViewRecipe
 
 
@@ -74,6 +74,7 @@ def evaluate(config: DictConfig) -> float | None:
         print(f"{about['method']}, {about['network']} network, {name}, test split\n\n{table(figures)}\n")
         if subject.absent:
             print(f"classes that no training image has, their test images count as wrong: {subject.absent}")
+        tell_unreadable(data.unreadable, written.with_suffix(".unreadable.txt"))
         print(f"written: {written} and .csv")
         return first[-1]
 
@@ -124,6 +125,7 @@ def evaluation_data(run: Restored, config: DictConfig) -> tuple[str, DataModule]
         ViewRecipe([CropSpec(source.size, Augment())]),  # nothing is trained
         batch_size=1,
         num_workers=settings.num_workers,
+        on_error=settings.get("on_error", "raise"),
         eval_batch_size=settings.eval_batch_size,
     )
     if not data.labelled:

@@ -124,7 +124,7 @@ class TestFolder:
             Folder(tmp_path, 8).split("test")
         broken = tmp_path / "broken.png"
         broken.write_bytes(b"\x89PNG no")
-        with pytest.raises(ValueError, match=r"broken.png is no readable image"):
+        with pytest.raises(ValueError, match=r"broken.png is no image of a known format; repair it, take it out"):
             ImageFiles([broken], torch.tensor([-1]))[0]
 
 

@@ -92,6 +92,24 @@ def test_teacher_of_probabilities(chunk_rows: int | None):
     check(student, codes, teacher_temperature=None, chunk_rows=chunk_rows)
 
 
+@pytest.mark.parametrize("chunk_rows", [2, None])
+@pytest.mark.parametrize("temperature", [0.2, None])
+def test_rows_of_different_weight(chunk_rows: int | None, temperature: float | None):
+    student, teacher = crops(4, 2)
+    teacher = teacher if temperature else torch.softmax(teacher, -1)
+    weight = torch.tensor([0.0, 0.5, 1.0, 2.0, 0.1, 1.0, 3.0], dtype=torch.float64)
+    student.requires_grad_()
+    options: dict[str, Any] = {"teacher_temperature": temperature, "chunk_rows": chunk_rows}
+    value = fused_cross_entropy(student, teacher, student_temperature=0.5, weight=weight, **options)
+    rows = [plain(student[:, b : b + 1], teacher[:, b : b + 1], 0.5, temperature) for b in range(7)]
+    expected = (torch.stack(rows) * weight).sum() / 7
+    torch.testing.assert_close(value, expected, rtol=1e-10, atol=0)
+    (gradient,), (wanted,) = torch.autograd.grad(value, student), torch.autograd.grad(expected, student)
+    torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match="weight"):
+        fused_cross_entropy(student, teacher, student_temperature=0.5, weight=weight[:3], **options)
+
+
 def test_views_of_other_tensors():
     student, teacher = crops(4, 2, B=6, K=6)
     check(student.transpose(1, 2), teacher.transpose(1, 2))

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -150,6 +151,14 @@ def test_the_batch_of_a_step_scales_the_rate(tmp_path: Path) -> None:
     assert module.effective_batch_size() == 8
     for group in trainer.optimizers[0].param_groups:
         assert group["base_lr"] == pytest.approx(0.45 * 8 / 256)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_optimizer_is_fused_unless_a_scaler_may_skip_its_steps(scaled: bool, tmp_path: Path) -> None:
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if scaled else None
+    plugins = [MixedPrecision("16-mixed", "cpu", scaler=scaler)] if scaler else []  # type: ignore[arg-type]
+    trainer = fit(Minimal(), tmp_path, max_epochs=1, plugins=plugins)
+    assert all(bool(group["fused"]) is not scaled for group in trainer.optimizers[0].param_groups)
 
 
 class Pictures(Dataset[Tensor]):

@@ -14,6 +14,7 @@ from selfdistill.divergences import JS, KL, L2, CrossEntropy
 from selfdistill.methods import DINO, Outputs
 from selfdistill.networks import SmallCNN
 from selfdistill.schedules import Clock, LinearSchedule
+from selfdistill.teacher import TeacherPolicy
 from selfdistill.views import Views
 
 B, K = 5, 7
@@ -264,3 +265,34 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"method.teacher_temperature must be"):
         module(teacher_temperature=0.0)
     assert module(teacher_temperature=LinearSchedule(0.1, 0.2)).teacher_temperature(Clock(1, 2)) == pytest.approx(0.15)
+
+
+@pytest.mark.parametrize("centering", ["center", "sinkhorn"])
+def test_logits_in_chunks_give_the_same_loss_and_gradients(centering: Any) -> None:
+    batch = views()
+    found = []
+    for logits in ("whole", "chunks"):
+        dino = module(centering=centering, logits=logits)
+        targets, predictions = dino.targets(batch), dino.predictions(batch)
+        assert predictions.projections.shape == (4, B, K if logits == "whole" else 6)
+        assert targets.projections.shape == (2, B, K)
+        loss = dino.terms(predictions, targets)["distill"]
+        loss.backward()
+        gradients = {name: p.grad for name, p in dino.named_parameters() if p.requires_grad}
+        found.append((loss.detach(), gradients, dino.answers(predictions, targets)))
+    (whole, gradients, answers), (chunks, others, same) = found
+    torch.testing.assert_close(chunks, whole)
+    assert gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(same.student, answers.student)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"norm_last_layer": False}, {"divergence": JS()}, {"teacher": TeacherPolicy.none()}, {"logits": "some"}],
+    ids=["lengths", "divergence", "no teacher", "unknown"],
+)
+def test_what_chunks_cannot_do_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"^method\.logits: "):
+        module(**{"logits": "chunks", **settings})

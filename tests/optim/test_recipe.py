@@ -470,3 +470,20 @@ def test_config_states_every_knob_at_its_default(name: str) -> None:
     recipe, plain = OptimizerRecipe(**config), OptimizerRecipe(config["name"], config["lr"])
     assert recipe.name == name
     assert repr(recipe) == repr(plain)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lars"])
+def test_fused_steps_are_the_same_steps(name: Any) -> None:
+    recipe, found = OptimizerRecipe(name, 1e-2, weight_decay=0.1), []
+    for fused in (False, True):
+        module = Module()
+        optimizer = recipe.build(list(module.named_parameters()), fused=fused)
+        assert all(bool(group.get("fused")) is (fused and name != "lars") for group in optimizer.param_groups)
+        for seed in range(3):
+            torch.manual_seed(seed)
+            for parameter in module.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+        found.append(list(module.parameters()))
+    for plain, quick in zip(*found, strict=True):
+        torch.testing.assert_close(quick, plain)

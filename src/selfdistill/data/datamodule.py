@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning as L
 import torch
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from selfdistill.data.images import Images, TensorImages
 from selfdistill.data.labels import check_labelled, labelled_part
 from selfdistill.data.sampler import EpochIndices, ResumableBatchSampler, ResumableLoader
+from selfdistill.data.skipping import SkippingImages
 from selfdistill.data.sources import SPLITS, Source, Split
 from selfdistill.data.streaming import ShardImages
 from selfdistill.distributed import world_size
@@ -21,6 +22,8 @@ from selfdistill.views.augment import ViewBatches, centre
 from selfdistill.views.augment_batched import as_float, batched_views, normalize
 from selfdistill.views.specs import ViewRecipe
 from selfdistill.views.views import RawBatch
+
+OnError = Literal["raise", "skip"]
 
 
 class DataModule(L.LightningDataModule):
@@ -40,6 +43,7 @@ class DataModule(L.LightningDataModule):
         drop_last: leave out the epoch's last batch where it is smaller.
         labelled: whose labels training batches have, the others' being -1: a share of each class (float), a number of
             images a class (int), all (None). The same ones whatever the seed; evaluation uses all labels.
+        on_error: what an image that cannot be read leads to: ``raise``, or ``skip``, see `SkippingImages`.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class DataModule(L.LightningDataModule):
         eval_batch_size: int = 512,
         drop_last: bool = True,
         labelled: float | None = None,
+        on_error: OnError = "raise",
     ) -> None:
         super().__init__()
         check_labelled(labelled)
@@ -63,6 +68,8 @@ class DataModule(L.LightningDataModule):
         ):
             if value < least:
                 raise ValueError(f"data.{name}={value} is not allowed; it must be at least {least}")
+        if on_error not in get_args(OnError):
+            raise ValueError(f"data.on_error={on_error!r} is not allowed; it must be {' or '.join(get_args(OnError))}")
         self.source = source
         self.recipe = recipe
         self.batch_size = batch_size
@@ -71,6 +78,7 @@ class DataModule(L.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.drop_last = drop_last
         self._labelled_part = labelled
+        self.on_error = on_error
         self._splits: dict[Split, Images] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -129,7 +137,8 @@ class DataModule(L.LightningDataModule):
             batches = ViewBatches(
                 train, self.recipe, seed=self.seed, mean=self.source.mean, std=self.source.std, labelled=self.labelled
             )
-        permutation = train.permutation if isinstance(train, ShardImages) else None
+        stored = train.images if isinstance(train, SkippingImages) else train
+        permutation = stored.permutation if isinstance(stored, ShardImages) else None
         order = ResumableBatchSampler(
             len(train), self.batch_size, self.seed, drop_last=self.drop_last, permutation=permutation
         )
@@ -164,6 +173,10 @@ class DataModule(L.LightningDataModule):
             generator=torch.Generator(),
         )
 
+    def whole_images(self, index: Tensor) -> Tensor:
+        """[B, C, size, size] float32 in [0, 1]: training images ``index`` [B] as they would be evaluated."""
+        return _whole(self._split("train"), index, self.source.size)[0]
+
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """As Lightning's, but the indices of a `RawBatch` stay on the CPU."""
         if isinstance(batch, RawBatch):
@@ -176,9 +189,17 @@ class DataModule(L.LightningDataModule):
             return batch
         return batched_views(batch, self.recipe, seed=self.seed, mean=self.source.mean, std=self.source.std)
 
+    @property
+    def unreadable(self) -> list[str]:
+        """Names of the images that ``on_error="skip"`` has skipped so far, each once."""
+        return [name for images in self._splits.values() if isinstance(images, SkippingImages) for name in images.names]
+
     def _split(self, name: Split) -> Images:
         if name not in self._splits:
-            self._splits[name] = self.source.split(name)
+            images = self.source.split(name)
+            if self.on_error == "skip" and not isinstance(images, TensorImages):
+                images = SkippingImages(images)
+            self._splits[name] = images
         return self._splits[name]
 
     def _check_batch_size(self) -> None:
@@ -207,6 +228,16 @@ class _RawBatches(Dataset[RawBatch]):
         return RawBatch(self.images.images[index], index, indices.epoch, labels, masks)
 
 
+def _whole(images: Images, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Those of ``index`` [B] without augmentation, [B, C, size, size] float32 in [0, 1], and their labels."""
+    if isinstance(images, TensorImages):
+        return as_float(images.images[index]), images.labels[index]
+    pairs = [images[sample] for sample in index.tolist()]
+    return as_float(torch.stack([centre(image, size) for image, _ in pairs])), torch.stack(
+        [label for _, label in pairs]
+    )
+
+
 class _Evaluated(Dataset[tuple[Tensor, Tensor]]):
     """Images as the network is evaluated on them, a whole batch at a time."""
 
@@ -222,11 +253,8 @@ class _Evaluated(Dataset[tuple[Tensor, Tensor]]):
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         index = self.labelled[indices]
-        if isinstance(self.images, TensorImages):
-            images = self.images.images[index]
-        else:
-            images = torch.stack([centre(self.images[sample][0], self.size) for sample in index.tolist()])
-        return normalize(as_float(images), self.mean, self.std), self.images.labels[index]
+        images, labels = _whole(self.images, index, self.size)
+        return normalize(images, self.mean, self.std), labels
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from selfdistill.data.decode import UnreadableImageError, decoded
 
 # Of ImageNet's training images, values in [0, 1]: what published networks are fed with.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -49,15 +50,32 @@ class ImageFiles(Dataset[tuple[Tensor, Tensor]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        from PIL import Image
-
-        path = self.paths[index]
         try:
-            with Image.open(path) as image:
-                pixels = np.array(image.convert("RGB"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is no readable image ({error}); repair it or take it out") from error
-        return torch.from_numpy(pixels).permute(2, 0, 1), self.labels[index]
+            return decoded(self.paths[index]), self.labels[index]
+        except UnreadableImageError as error:
+            raise UnreadableImageError(
+                f"{self.paths[index]} {error}; repair it, take it out, or set data.on_error=skip"
+            ) from error
+
+    def name(self, index: int) -> str:
+        """The file."""
+        return str(self.paths[index])
 
 
-Images = TensorImages | ImageFiles
+class ImagesOnDemand(Protocol):
+    """What `ImageFiles` is an example of: images that are read when asked for, of whatever sizes they have."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """uint8 [3, H, W], and the label; an `UnreadableImageError` where it cannot be read."""
+        ...
+
+    def name(self, index: int) -> str:
+        """By which a person finds the image."""
+        ...
+
+
+Images = TensorImages | ImagesOnDemand

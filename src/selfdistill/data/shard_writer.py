@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from selfdistill.data.decode import as_rgb
 from selfdistill.files import write_text
 
 # Images that are read ahead of the shard that is written.
@@ -53,9 +54,9 @@ def _encoded(path: Path, max_side: int | None) -> bytes | str:
         with Image.open(BytesIO(data)) as image:
             image.load()
             if max_side is None or max(image.size) <= max_side:
-                image.convert("RGB")
+                as_rgb(image)
                 return data
-            small = image.convert("RGB")
+            small = as_rgb(image)
             small.thumbnail((max_side, max_side), Image.Resampling.BICUBIC)
             written = BytesIO()
             small.save(written, "JPEG", quality=_QUALITY)

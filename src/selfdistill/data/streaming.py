@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from selfdistill.data.decode import UnreadableImageError, decoded
 from selfdistill.data.images import IMAGENET_MEAN, IMAGENET_STD
 from selfdistill.data.shard_files import MANIFEST, SCHEMES, Files, LocalFiles, RemoteFiles
 from selfdistill.data.sources import Split
@@ -130,19 +131,16 @@ class ShardImages(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        from PIL import Image, UnidentifiedImageError
-
-        shard = int(np.searchsorted(self.ends, index, "right"))
-        place = index - int(self.ends[shard] - self.counts[shard])
+        shard, place = self._place(index)
         encoded, name = self._sample(shard, place)
         try:
-            with Image.open(BytesIO(encoded)) as image:
-                pixels = np.array(image.convert("RGB"))
-        except UnidentifiedImageError as error:
-            raise ValueError(f"{self._named(shard, place)} ({name}) is no image of a known format") from error
-        except Exception as error:  # a broken file leads Pillow's readers to errors of any kind
-            raise ValueError(f"{self._named(shard, place)} ({name}) is no readable image ({error})") from error
-        return torch.from_numpy(pixels).permute(2, 0, 1), self.labels[index]
+            return decoded(BytesIO(encoded)), self.labels[index]
+        except UnreadableImageError as error:
+            raise UnreadableImageError(f"{self._named(shard, place)}, ({name}) {error}") from error
+
+    def name(self, index: int) -> str:
+        """Shard and place in it."""
+        return self._named(*self._place(index))
 
     def permutation(self, generator: np.random.Generator) -> np.ndarray:
         """[N]: an order of an epoch in which ``window`` shards are in use at a time.
@@ -155,6 +153,10 @@ class ShardImages(Dataset[tuple[Tensor, Tensor]]):
             return generator.permutation(len(self))
         start = np.repeat(generator.permutation(len(self.counts)), self.counts)
         return np.argsort(start + self.window * generator.random(len(self)))
+
+    def _place(self, index: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self.ends, index, "right"))
+        return shard, index - int(self.ends[shard] - self.counts[shard])
 
     def _sample(self, shard: int, place: int) -> tuple[bytes, str]:
         """Encoded image and name of a sample; litdata's format is described in its `BinaryWriter`."""
@@ -170,7 +172,9 @@ class ShardImages(Dataset[tuple[Tensor, Tensor]]):
             return sample[12 : 12 + image], sample[12 + image + label :].decode()
         except (OSError, struct.error, UnicodeDecodeError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"{self._named(shard, place)} cannot be read ({reason}); copy the shard again") from error
+            raise UnreadableImageError(
+                f"{self._named(shard, place)}, cannot be read ({reason}); copy the shard again"
+            ) from error
 
     def _named(self, shard: int, place: int) -> str:
-        return f"{self.files.root}/{self.shards[shard][0]}, sample {place},"
+        return f"{self.files.root}/{self.shards[shard][0]}, sample {place}"

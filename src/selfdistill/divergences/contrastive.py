@@ -12,8 +12,9 @@ from torch import Tensor
 
 from selfdistill.distributed import all_gather_cat, all_gather_cat_grad, rank
 from selfdistill.divergences.functional import as_pair, check_positive
+from selfdistill.divergences.queued import queue_logsumexp
 
-__all__ = ["info_nce", "info_nce_in_batch", "unit"]
+__all__ = ["info_nce", "info_nce_in_batch", "info_nce_queue", "unit"]
 
 
 def unit(x: Tensor) -> Tensor:
@@ -47,6 +48,27 @@ def info_nce(positive: Tensor, negatives: Tensor, *, temperature: float) -> Tens
     positive, negatives = positive.to(dtype), negatives.to(dtype)
     # The same as the cross-entropy of [s⁺, s_1, …, s_K] with the label 0, without building that tensor.
     return F.softplus((negatives / temperature).logsumexp(-1) - positive / temperature)
+
+
+def info_nce_queue(queries: Tensor, keys: Tensor, queue: Tensor, *, temperature: float) -> Tensor:
+    """`info_nce` of queries and their own keys against a queue, whose similarities are never all in memory.
+
+    Args:
+        queries: q [..., P] unit vectors.
+        keys: k [..., P] unit vectors.
+        queue: n [K, P] unit vectors, which get no gradient.
+        temperature: T > 0.
+
+    Returns:
+        [...], >= 0.
+
+    Raises:
+        ValueError: The shapes do not fit, or the temperature is out of range.
+    """
+    queries, keys = as_pair(queries, keys)
+    negatives = queue_logsumexp(queries, queue, temperature=temperature)
+    with torch.autocast(queries.device.type, enabled=False):
+        return F.softplus(negatives - (queries * keys).sum(-1) / temperature)
 
 
 def info_nce_in_batch(queries: Tensor, keys: Tensor, *, temperature: float) -> Tensor:

@@ -17,7 +17,7 @@ __all__ = ["fused_cross_entropy"]
 _CPU_CHUNK = 2**17
 _DEVICE_CHUNK = 2**23
 
-_Groups = dict[tuple[int, ...], list[int]]
+Groups = dict[tuple[int, ...], list[int]]
 
 
 # Traced, the loop over chunks would be unrolled.
@@ -29,6 +29,7 @@ def fused_cross_entropy(
     student_temperature: float,
     teacher_temperature: float | None,
     pairs: Sequence[tuple[int, int]] | None = None,
+    weight: Tensor | None = None,
     chunk_rows: int | None = None,
 ) -> Tensor:
     """Mean over pairs of crops of the batch-mean cross-entropy: DINO's loss (arXiv 2104.14294, eq. 3).
@@ -52,6 +53,7 @@ def fused_cross_entropy(
             need not sum to 1: one of zeros adds nothing to the sum and still counts in the mean.
         pairs: (student crop, teacher crop) of each term; a pair given twice counts twice. By default all of
             different index, teacher crop g being student crop g.
+        weight: [B] of the rows, which the mean is still divided by the number of; 1 each by default.
         chunk_rows: Rows worked on at a time, by default chosen from K and the device. Decides speed and
             memory only.
 
@@ -75,16 +77,18 @@ def fused_cross_entropy(
         chunk_rows = max(1, budget // student.shape[2])
     elif chunk_rows < 1:
         raise ValueError(f"chunk_rows must be at least 1, got {chunk_rows}")
-    groups = _students_by_teachers(len(student), len(teacher), pairs)
+    if weight is not None and weight.shape != student.shape[1:2]:
+        raise ValueError(f"weight must have one number a row, {student.shape[1]}, got shape {list(weight.shape)}")
+    groups = students_by_teachers(len(student), len(teacher), pairs)
 
-    arguments = (student, teacher, student_temperature, teacher_temperature, groups, chunk_rows)
+    arguments = (student, teacher, weight, student_temperature, teacher_temperature, groups, chunk_rows)
     if torch.is_grad_enabled() and student.requires_grad:
         loss: Tensor = _FusedCrossEntropy.apply(*arguments)
         return loss
     return _loss_and_gradient(*arguments, with_gradient=False)[0]
 
 
-def _students_by_teachers(crops: int, teachers: int, pairs: Sequence[tuple[int, int]] | None) -> _Groups:
+def students_by_teachers(crops: int, teachers: int, pairs: Sequence[tuple[int, int]] | None) -> Groups:
     """For each combination of teacher crops, the student crops compared with exactly these."""
     if pairs is None:
         pairs = [(v, g) for v in range(crops) for g in range(teachers) if v != g]
@@ -96,7 +100,7 @@ def _students_by_teachers(crops: int, teachers: int, pairs: Sequence[tuple[int, 
     for v, g in pairs:
         if not (0 <= v < crops and 0 <= g < teachers):
             raise ValueError(f"pairs must be (student < {crops}, teacher < {teachers}), none negative, got {(v, g)}")
-    groups: _Groups = {}
+    groups: Groups = {}
     for v in sorted({v for v, _ in pairs}):
         groups.setdefault(tuple(sorted(g for s, g in pairs if s == v)), []).append(v)
     return groups
@@ -124,16 +128,17 @@ class _FusedCrossEntropy(torch.autograd.Function):
         scaled = gradient if reuse else torch.empty_like(gradient, dtype=ctx.dtype)
         # With dimensions the scale takes part in type promotion; without, a GPU would round it to bf16 first.
         torch.mul(gradient, scale.view(1, 1, 1), out=scaled)
-        return scaled, None, None, None, None, None
+        return scaled, *[None] * 6
 
 
 @torch.no_grad()
 def _loss_and_gradient(
     student: Tensor,
     teacher: Tensor,
+    weight: Tensor | None,
     student_temperature: float,
     teacher_temperature: float | None,
-    groups: _Groups,
+    groups: Groups,
     chunk_rows: int,
     *,
     with_gradient: bool,
@@ -157,6 +162,8 @@ def _loss_and_gradient(
             p_GCK = teacher[:, rows].to(dtype)
             if teacher_temperature is not None:
                 p_GCK = torch.softmax(p_GCK / teacher_temperature, dim=-1)
+            if weight is not None:
+                p_GCK = p_GCK * weight[rows, None]
             for teachers, students in groups.items():
                 target_CK = sum((p_GCK[g] for g in teachers[1:]), start=p_GCK[teachers[0]])
                 mass_C1 = target_CK.sum(-1, keepdim=True)

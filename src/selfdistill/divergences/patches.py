@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from selfdistill.divergences.functional import check_positive
 from selfdistill.divergences.fused import fused_cross_entropy
 
 __all__ = ["patch_cross_entropy"]
@@ -46,17 +44,12 @@ def patch_cross_entropy(
             f"weight must have one number a row of teacher, images be at least 1; got {list(weight.shape)} for "
             f"{list(teacher.shape)}, and {images}"
         )
-    with torch.no_grad(), torch.autocast(teacher.device.type, enabled=False):
-        targets = teacher.to(torch.promote_types(teacher.dtype, torch.float32))
-        if teacher_temperature is not None:
-            check_positive("teacher_temperature", teacher_temperature)
-            targets = torch.softmax(targets / teacher_temperature, dim=-1)
-        targets = targets * weight[:, None]
     mean = fused_cross_entropy(
         student[None],
-        targets[None],
+        teacher[None],
         student_temperature=student_temperature,
-        teacher_temperature=None,
+        teacher_temperature=teacher_temperature,
         pairs=[(0, 0)],
+        weight=weight,
     )
     return mean * (len(student) / images)

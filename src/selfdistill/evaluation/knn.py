@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.evaluation.features import CHUNK, feature_rows, labelled_rows, unit_rows
+from selfdistill.products import row_products
 
 
 def knn_predict(
@@ -109,18 +109,9 @@ def _nearest(bank: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
     with torch.autocast(bank.device.type, enabled=False):
         for part in queries.split(rows):
             # Named, so that it lives until the next one exists: memory that is given back and taken anew costs more.
-            similarity = _products(unit_rows(part), bank)
+            similarity = row_products(unit_rows(part), bank)
             found.append(similarity.topk(min(k, len(bank))))
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
-
-
-def _products(queries: Tensor, bank: Tensor) -> Tensor:
-    """``queries @ bank.T`` in the type of both."""
-    one_dnn = torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    if bank.device.type == "cpu" and bank.dtype == torch.float32 and one_dnn:
-        # Through oneDNN: half the time of the plain product on an AMD EPYC, to float32's rounding; not tried on Intel.
-        return F.linear(queries.to_mkldnn(), bank).to_dense()
-    return queries @ bank.T
 
 
 @torch.no_grad()

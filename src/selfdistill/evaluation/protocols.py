@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from selfdistill.evaluation.features import evaluating
+from selfdistill.evaluation.features import evaluating, extract_features
 from selfdistill.evaluation.few_shot import few_shot_accuracy
 from selfdistill.evaluation.finetune import finetune
 from selfdistill.evaluation.gather import extract_over_ranks
@@ -66,14 +66,17 @@ class Subject:
 
     @cached_property
     def moved_test(self) -> Tensor:
-        """[N, D]: features of the test images, each :func:`moved`."""
-        with evaluating(self.module):
-            return self._features("test", lambda images: self.module.embed(moved(images)))[0]
-
-    def _features(self, split: Split, embed: Callable[[Tensor], Tensor] | None = None) -> Rows:
+        """[N, D]: features of the test images, each :func:`moved`; this process makes them all, when asked for."""
         device = self.module.device
-        loader = self.data.evaluation_loader(split)
-        features, labels = extract_over_ranks(embed or self.module.embed, loader, device)
+        with evaluating(self.module):
+            features, _ = extract_features(
+                lambda images: self.module.embed(moved(images)), self.data.evaluation_loader("test"), device
+            )
+        return features.to(device)
+
+    def _features(self, split: Split) -> Rows:
+        device = self.module.device
+        features, labels = extract_over_ranks(self.module.embed, self.data.evaluation_loader(split), device)
         return features.to(device), labels.to(device)
 
     @property

@@ -103,6 +103,10 @@ class DINOHead(nn.Module):
         layers: number of linear layers before the prototypes.
         norm: norm after each hidden layer.
         trainable_scale: learn the length of each prototype, see `Prototypes`.
+
+    Attributes:
+        multiplies: whether the prototypes are multiplied with; False returns the unit bottleneck [..., bottleneck_dim],
+            for a loss that takes both (`divergences.prototypes`).
     """
 
     def __init__(
@@ -120,10 +124,11 @@ class DINOHead(nn.Module):
         self.in_dim, self.out_dim = in_dim, prototypes
         self.mlp = MLP(in_dim, hidden_dim, bottleneck_dim, layers=layers, norm=norm, activation="gelu", init_std=0.02)
         self.last_layer = Prototypes(bottleneck_dim, prototypes, trainable_scale=trainable_scale)
+        self.multiplies = True
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.last_layer(self.mlp(x))
-        return logits
+        bottleneck: Tensor = self.mlp(x)
+        return self.last_layer(bottleneck) if self.multiplies else _unit(bottleneck)
 
 
 class MultiHead(nn.Module):

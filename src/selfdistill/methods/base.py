@@ -223,7 +223,10 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
 
     def configure_optimizers(self) -> Optimizer:
         return self.optimizer_recipe.build(
-            self.trained_parameters(), self.parameter_roles(), batch_size=self.effective_batch_size()
+            self.trained_parameters(),
+            self.parameter_roles(),
+            batch_size=self.effective_batch_size(),
+            fused=not self._scaled,
         )
 
     def effective_batch_size(self) -> int | None:
@@ -262,5 +265,9 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
 
     def _refuse_non_finite(self) -> None:
         # a gradient scaler skips such steps, and finds its scale in some of them
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        self._guard.refuse(self.clock.step, patience=20 if scaled else 1)
+        self._guard.refuse(self.clock.step, patience=20 if self._scaled else 1)
+
+    @property
+    def _scaled(self) -> bool:
+        """Whether a gradient scaler may skip steps."""
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None

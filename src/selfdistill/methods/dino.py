@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, cast
 
 from torch import Tensor, nn
 
 from selfdistill.divergences import CrossEntropy, Divergence, fused_cross_entropy
 from selfdistill.divergences.modules import as_temperature
-from selfdistill.heads import DINOHead
+from selfdistill.divergences.prototypes import prototype_cross_entropy
+from selfdistill.heads import DINOHead, Prototypes
 from selfdistill.heads.mlp import Norm
 from selfdistill.methods.base import Answers, Outputs, SelfDistillModule
 from selfdistill.methods.compatibility import Accepts
@@ -48,6 +49,9 @@ class DINO(SelfDistillModule[Outputs, Outputs]):
         centering: ``center``, or ``sinkhorn``: p_g are Sinkhorn-Knopp codes of all t_g at τ_t (arXiv 2304.07193).
         center_momentum: m.
         sinkhorn_iterations: of Sinkhorn-Knopp.
+        logits: ``whole``, or ``chunks``: the student's logits exist a few rows at a time, in the loss, so that
+            memory does not grow with images × crops × K. Needs cross-entropy, a teacher and prototypes of length 1.
+            Further objectives then see what the prototypes see, in the place of logits.
         divergence: of s_v/τ_s from the logits of p_g. Cross-entropy, the default, is the one that keeps no
             ``[V, B, K]`` of probabilities. Its own temperatures multiply τ_s and τ_t.
         teacher: the teacher's policy.
@@ -76,6 +80,7 @@ class DINO(SelfDistillModule[Outputs, Outputs]):
         centering: Literal["center", "sinkhorn"] = "center",
         center_momentum: float = 0.9,
         sinkhorn_iterations: int = 3,
+        logits: Literal["whole", "chunks"] = "whole",
         divergence: Divergence | Callable[[Tensor, Tensor], Tensor] | None = None,
         teacher: TeacherPolicy | None = None,
         optimizer: OptimizerRecipe | None = None,
@@ -84,6 +89,8 @@ class DINO(SelfDistillModule[Outputs, Outputs]):
     ) -> None:
         if centering not in ("center", "sinkhorn"):
             raise ValueError(f"method.centering: {centering!r} given, allowed is center or sinkhorn")
+        if logits not in ("whole", "chunks"):
+            raise ValueError(f"method.logits: {logits!r} given, allowed is whole or chunks")
         backbone = as_backbone(backbone)
         head = DINOHead(
             backbone.dim, hidden_dim=hidden_dim, bottleneck_dim=bottleneck_dim, prototypes=prototypes,
@@ -97,6 +104,15 @@ class DINO(SelfDistillModule[Outputs, Outputs]):
             objectives=objectives,
             divergence=divergence or CrossEntropy(),
         )
+        self.chunks = logits == "chunks"
+        if self.chunks:
+            if self.teacher is None or not norm_last_layer or not isinstance(self.divergence, CrossEntropy):
+                raise ValueError(
+                    "method.logits: chunks given, allowed with a teacher, norm_last_layer and divergence=cross_entropy "
+                    "only; set method.logits=whole"
+                )
+            # the student's alone: the teacher is its own copy by now, and its logits are few
+            cast(DINOHead, self.student.head).multiplies = False
         self.student_temperature = as_temperature("method.student_temperature", student_temperature)
         self.teacher_temperature = as_temperature("method.teacher_temperature", teacher_temperature)
         self.center = Center(prototypes, center_momentum) if centering == "center" else None
@@ -116,6 +132,12 @@ class DINO(SelfDistillModule[Outputs, Outputs]):
         if isinstance(self.divergence, CrossEntropy):
             own = self.divergence.temperatures(self.clock)
             own["student_temperature"] *= temperature
+            if self.chunks:
+                weight = self._last_layer.weight
+                pairs = predictions.pairs
+                return {
+                    "distill": prototype_cross_entropy(student, weight, teacher, normalize=True, pairs=pairs, **own)
+                }
             return {"distill": fused_cross_entropy(student, teacher, pairs=predictions.pairs, **own)}
         scaled = replace(predictions, projections=student.to(teacher.dtype) / temperature)
         return {"distill": self.compare(self.divergence, scaled, replace(targets, projections=teacher))}
@@ -125,11 +147,18 @@ class DINO(SelfDistillModule[Outputs, Outputs]):
             self.center.observe(targets.projections)
 
     def answers(self, predictions: Outputs, targets: Outputs) -> Answers:
-        student = predictions.projections.float() / self.student_temperature(self.clock)
+        student = predictions.projections.float()
+        if self.chunks:
+            student = self._last_layer(student)
+        student = student / self.student_temperature(self.clock)
         return Answers(student, self._sharpened(targets.projections), predictions.pairs)
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
-        return {"last_layer": list(self.student.head.get_submodule("last_layer").parameters())}
+        return {"last_layer": list(self._last_layer.parameters())}
+
+    @property
+    def _last_layer(self) -> Prototypes:
+        return cast(Prototypes, self.student.head.get_submodule("last_layer"))
 
     def _sharpened(self, logits: Tensor) -> Tensor:
         """``[G, B, K]``, whose softmax is the target."""

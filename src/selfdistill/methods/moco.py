@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfdistill.divergences.contrastive import info_nce, unit
+from selfdistill.divergences.contrastive import info_nce_queue, unit
 from selfdistill.divergences.modules import as_temperature
 from selfdistill.heads import MLP
 from selfdistill.methods.base import Outputs, SelfDistillModule
@@ -80,9 +79,8 @@ class MoCo(SelfDistillModule[Outputs, Outputs]):
 
     def terms(self, predictions: Outputs, targets: Outputs) -> dict[str, Tensor]:
         student, teacher = self.paired(predictions, targets)
-        queries, keys = unit(student), unit(teacher)
-        positive, negatives = (queries * keys).sum(-1), F.linear(queries, self.queue())
-        contrast = info_nce(positive, negatives, temperature=self.temperature(self.clock))
+        temperature = self.temperature(self.clock)
+        contrast = info_nce_queue(unit(student), unit(teacher), self.queue(), temperature=temperature)
         return {"contrast": contrast.mean()}
 
     def observe(self, predictions: Outputs, targets: Outputs) -> None:

@@ -150,7 +150,12 @@ class OptimizerRecipe:
         return self.lr * self._batch_factor(batch_size)
 
     def build(
-        self, named_parameters: NamedParameters, roles: Roles | None = None, *, batch_size: int | None = None
+        self,
+        named_parameters: NamedParameters,
+        roles: Roles | None = None,
+        *,
+        batch_size: int | None = None,
+        fused: bool = False,
     ) -> Optimizer:
         """The optimizer over ``named_parameters``, each parameter in exactly one group.
 
@@ -159,6 +164,8 @@ class OptimizerRecipe:
                 names below a ``backbone``, or at all where there is none. A tied parameter is taken once.
             roles: parameters by role; those that are not trained may be among them.
             batch_size: the global batch, for ``scaling``.
+            fused: AdamW and SGD step in one pass over memory. Not for use with a gradient scaler, whose skipped
+                steps a fused optimizer takes for executed ones.
 
         Raises:
             ValueError: no parameters; a role that the module does not have; no blocks for ``layer_decay``;
@@ -182,7 +189,8 @@ class OptimizerRecipe:
             [
                 {"params": parameters, "lr_factor": factor, "decays": decays, "lr_constant": constant}
                 for (factor, decays, constant), parameters in groups.items()
-            ]
+            ],
+            fused=fused and all(parameter.device.type in ("cpu", "cuda") for _, parameter in named),
         )
         for group in optimizer.param_groups:
             group["base_lr"] = float(group["lr"]) * self._batch_factor(batch_size)
@@ -222,15 +230,19 @@ class OptimizerRecipe:
                 for parameter in roles[role]:
                     parameter.grad = None
 
-    def _optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+    def _optimizer(self, groups: list[dict[str, Any]], *, fused: bool) -> Optimizer:
         if callable(self.name):
             return self.name(groups)
         assert self.lr is not None
         if self.name == "adamw":
             first, second = self.betas
-            return torch.optim.AdamW(groups, lr=self.lr, betas=(first, second), weight_decay=self.weight_decay)
+            return torch.optim.AdamW(
+                groups, lr=self.lr, betas=(first, second), weight_decay=self.weight_decay, fused=fused or None
+            )
         if self.name == "sgd":
-            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+            return torch.optim.SGD(
+                groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=fused or None
+            )
         adapted = [{**group, "adapt": group["decays"]} for group in groups]
         return Lars(adapted, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 

@@ -9,6 +9,10 @@ from selfdistill.distributed import all_reduce_max, all_reduce_sum
 
 __all__ = ["sinkhorn"]
 
+# Codes that are summed at a time: on a CPU what a core's cache holds; elsewhere launches count.
+_CPU_CHUNK = 2**16
+_DEVICE_CHUNK = 2**24
+
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
@@ -46,11 +50,21 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
     logits = scores.to(torch.promote_types(scores.dtype, torch.float32))
     # A factor per prototype cancels in the first scaling: each may be shifted by its own global maximum.
     peak = logits.amax(0) if len(logits) else logits.new_full(logits.shape[1:], -math.inf)
-    logits = (logits - all_reduce_max(peak)).div_(epsilon)
-    codes = logits.exp()
-    mass = all_reduce_sum(codes.sum(0))
-    torch.softmax(logits.sub_(mass.log_()), dim=1, out=codes)
-    for _ in range(iterations - 1):
-        codes.div_(all_reduce_sum(codes.sum(0)))
-        codes.div_(codes.sum(1, keepdim=True))
-    return codes
+    # To the base 2: on a CPU exp takes four times exp2.
+    codes = (logits - all_reduce_max(peak)).div_(epsilon * math.log(2))
+    # A few rows at a time: what is made only to be summed need not exist as a whole.
+    chunk = _CPU_CHUNK if codes.device.type == "cpu" else _DEVICE_CHUNK
+    parts = codes.split(max(1, chunk // codes.shape[1]))
+    mass = torch.stack([part.exp2().sum(0) for part in parts]).sum(0)
+    codes -= all_reduce_sum(mass).log2_()
+    codes.sub_(codes.amax(1, keepdim=True)).exp2_()
+    # From here on as factors of prototypes and of samples, which reads the codes twice an iteration and writes nothing.
+    prototypes = codes.new_ones(codes.shape[1])
+    with torch.autocast(codes.device.type, enabled=False):
+        samples = (codes @ prototypes).reciprocal_()
+        for _ in range(iterations - 1):
+            prototypes = all_reduce_sum(samples @ codes).reciprocal_()
+            # A factor of all of them cancels, and would grow by N/K an iteration.
+            prototypes /= prototypes.mean()
+            samples = (codes @ prototypes).reciprocal_()
+    return codes.mul_(prototypes).mul_(samples[:, None])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from selfdistill.views.augment_batched import as_float, normalize, resample
-from selfdistill.views.colour import blur_radius
+from selfdistill.views.colour import blur_radius, gaussian_blur, hue
 from selfdistill.views.parameters import FACTORS, Parameters, draw
 from selfdistill.views.specs import CropSpec, ViewRecipe
 from selfdistill.views.views import Views
@@ -116,13 +116,22 @@ def _view(image: Tensor, drawn: Parameters, row: int, spec: CropSpec) -> Tensor:
         factors = drawn.factors[row].tolist()
         for column in drawn.order[row].tolist():
             name = FACTORS[column]
-            if getattr(augment, name):
+            if not getattr(augment, name):
+                continue
+            if name == "hue":  # the batched engine's formula: torchvision's takes more than twice as long
+                turned = hue(
+                    F.to_dtype(image, torch.float32, scale=True)[None], drawn.factors[row, column : column + 1]
+                )
+                image = F.to_dtype(turned[0], image.dtype, scale=True)
+            else:
                 image = getattr(F, f"adjust_{name}")(image, factors[column])
     if drawn.grayscale[row]:
         image = F.rgb_to_grayscale(image, num_output_channels=image.shape[0])
     if drawn.blur[row]:
-        width = 2 * blur_radius(augment.blur_sigma[1], spec.size) + 1
-        image = F.gaussian_blur(image, [width, width], [float(drawn.sigma[row])] * 2)
+        radius = blur_radius(augment.blur_sigma[1], spec.size)
+        # torchvision's kernel has two dimensions, and takes four times as long
+        blurred = gaussian_blur(image[None].float(), drawn.sigma[row : row + 1], radius)[0]
+        image = blurred if image.is_floating_point() else blurred.round_().to(image.dtype)
     if drawn.solarize[row]:
         image = F.solarize(image, 0.5 if image.is_floating_point() else 128)
     return as_float(image)

@@ -47,6 +47,11 @@ _STREAM = -1
 class MaskMaker(Protocol):
     """`maker(batch, generator)`: tensors of `batch` rows by name."""
 
+    @property
+    def grid(self) -> Sequence[int]:
+        """Patches along (height, width)."""
+        ...
+
     def __call__(self, batch: int, generator: Generator | None = None) -> dict[str, Tensor]: ...
 
 

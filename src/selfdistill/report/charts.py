@@ -1,0 +1,167 @@
+"""Line charts as inline SVG; colours and fonts are the page's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from selfdistill.report.read import Series
+
+# In units of the viewBox, which on a phone is about one a pixel.
+_WIDTH, _HEIGHT = 368, 210
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 78, 10, 36
+_ROW = 13
+_LETTER = 6.0
+# Points that are drawn of a line, those of them that tell their value, and how many at most are seen as dots.
+_DRAWN, _TOLD, _DOTS = 300, 60, 12
+
+COLOURS = 6
+"""Of lines: the page defines ``--c0`` … ``--c5``; the next ones are dashed."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A vertical line: its optimizer step, a short name and what stands in its hover."""
+
+    step: float
+    label: str
+    text: str
+
+
+def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[Mark] = ()) -> str:
+    """A figure: a line for each entry of ``lines`` over the optimizer step, labelled at its end.
+
+    Args:
+        title: what is drawn.
+        unit: what the vertical axis is counted in.
+        lines: by label; none of them empty.
+        marks: drawn over the whole height.
+    """
+    points = [point for series in lines.values() for point in series]
+    steps = [step for step, _ in points] + [mark.step for mark in marks]
+    x_low, x_high = _padded(min(steps), max(steps))
+    values = [value for _, value in points]
+    y_ticks = _ticks(*_padded(min(values), max(values)))
+    y_low, y_high = min(y_ticks[0], *values), max(y_ticks[-1], *values)
+    rows = _rows(marks, x_low, x_high)
+    top = _TOP + _ROW * (1 + max(rows, default=-1))
+    bottom, right = top + _HEIGHT - _TOP - _BOTTOM, _WIDTH - _RIGHT
+    height = bottom + _BOTTOM
+
+    def x(step: float) -> float:
+        return _LEFT + (step - x_low) / (x_high - x_low) * (right - _LEFT)
+
+    def y(value: float) -> float:
+        return bottom - (value - y_low) / (y_high - y_low) * (bottom - top)
+
+    drawn = [
+        f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
+        f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(v) + 4:.1f}">{_said(v)}</text>'
+        for v in y_ticks
+    ]
+    drawn += [
+        f'<text class="tick" text-anchor="middle" x="{x(v):.1f}" y="{bottom + 15}">{_said(v)}</text>'
+        for v in _ticks(x_low, x_high, 4)
+        if x_low <= v <= x_high
+    ]
+    drawn.append(f'<text class="axis" x="{(_LEFT + right) / 2}" y="{height - 4}">optimizer step</text>')
+    middle = (top + bottom) / 2
+    drawn.append(f'<text class="axis" transform="rotate(-90 10 {middle})" x="10" y="{middle}">{escape(unit)}</text>')
+    posts, names = [], []
+    for mark, row in zip(marks, rows, strict=True):
+        at, above = x(mark.step), _TOP + _ROW * row
+        start = min(at, _WIDTH - _LETTER * len(mark.label))
+        hover = f'<g class="mark"><title>{escape(mark.text)}</title>'
+        posts.append(f'{hover}<line x1="{at:.1f}" x2="{at:.1f}" y1="{above + 3}" y2="{bottom}"/></g>')
+        names.append(f'{hover}<text x="{start:.1f}" y="{above}">{escape(mark.label)}</text></g>')
+    drawn += posts + names
+    ends = _apart([y(series[-1][1]) for series in lines.values()], top, bottom)
+    for place, ((label, series), end) in enumerate(zip(lines.items(), ends, strict=True)):
+        kept = _thinned(series, _DRAWN)
+        way = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in kept)
+        last = f"{x(series[-1][0]):.1f},{y(series[-1][1]):.1f}"
+        dots = " few" if len(series) <= _DOTS else ""
+        told = "".join(
+            f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="3"><title>'
+            f"{escape(label)} {value:.4g} at step {step:,.0f}</title></circle>"
+            for step, value in _thinned(series, _TOLD)
+        )
+        dash = " dash" if place >= COLOURS else ""
+        drawn.append(
+            f'<g class="line{dash}{dots}" style="--c:var(--c{place % COLOURS})"><polyline points="{way}"/>'
+            f'<polyline class="lead" points="{last} {right + 10},{end:.1f}"/>{told}'
+            f'<text x="{right + 13}" y="{end + 4:.1f}">{escape(label)}</text></g>'
+        )
+    spoken = escape(f"{title} in {unit} over the optimizer step: {', '.join(lines)}")
+    return (
+        f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {_WIDTH} {height}" role="img" '
+        f'aria-label="{spoken}">{"".join(drawn)}</svg></figure>'
+    )
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    """The range, or one around a single value."""
+    if high - low > 1e-9 * max(abs(low), abs(high)):
+        return low, high
+    around = abs(low) / 20 or 1.0
+    return low - around, high + around
+
+
+def _ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers around [low, high], 1, 2 or 5 times a power of ten apart, at most ``most`` gaps."""
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    apart = next((factor * power for factor in (1, 2, 5) if factor * power >= raw * (1 - 1e-9)), 10 * power)
+    return [apart * place for place in range(math.floor(low / apart + 1e-9), math.ceil(high / apart - 1e-9) + 1)]
+
+
+def _said(value: float) -> str:
+    return f"{value:,.6g}" if abs(value) < 1e5 else f"{value / 1000:,.6g}k"
+
+
+def _thinned(series: Series, most: int) -> Series:
+    """At most ``most`` points: of each stretch the lowest and the highest, so that no spike is lost, and the last."""
+    if len(series) <= most:
+        return series
+    size = math.ceil(len(series) / ((most - 1) / 2))
+    kept: Series = []
+    for start in range(0, len(series), size):
+        places = range(start, min(start + size, len(series)))
+        ends = {min(places, key=lambda p: series[p][1]), max(places, key=lambda p: series[p][1])}
+        kept += [series[place] for place in sorted(ends)]
+    return [*kept[: most - 1], series[-1]]
+
+
+def _apart(wanted: list[float], top: float, bottom: float) -> list[float]:
+    """Heights of labels near ``wanted``, a row from each other, inside the chart where there is room."""
+    order = sorted(range(len(wanted)), key=lambda place: wanted[place])
+    got = dict[int, float]()
+    free = top
+    for place in order:
+        got[place] = free = max(wanted[place], free)
+        free += _ROW
+    limit = bottom
+    for place in reversed(order):
+        got[place] = min(got[place], limit)
+        limit = got[place] - _ROW
+    return [got[place] for place in range(len(wanted))]
+
+
+def _rows(marks: Sequence[Mark], x_low: float, x_high: float) -> list[int]:
+    """For each mark a row above the chart in which its label covers no other."""
+    taken: list[list[tuple[float, float]]] = []
+    rows = []
+    for mark in marks:
+        width = _LETTER * len(mark.label)
+        start = _LEFT + (mark.step - x_low) / (x_high - x_low) * (_WIDTH - _RIGHT - _LEFT)
+        start = min(start, _WIDTH - width)
+        row = 0
+        while row < len(taken) and any(start < end + 6 and begin < start + width + 6 for begin, end in taken[row]):
+            row += 1
+        if row == len(taken):
+            taken.append([])
+        taken[row].append((start, start + width))
+        rows.append(row)
+    return rows

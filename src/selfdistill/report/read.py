@@ -1,0 +1,99 @@
+"""What a run left in its folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from selfdistill.config import UserError, check, resolved
+
+Series = list[tuple[float, float]]
+"""(optimizer step, value), in the order in which they were logged."""
+
+_ALLOWED = "allowed is the folder of a run"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of a run.
+
+    Attributes:
+        name: of its folder.
+        config: the resolved configuration.
+        defaults: that of the same method without any change; None where it cannot be composed.
+        summary: ``summary.json``; empty for a run that has not ended.
+        series: the finite values of ``metrics.csv`` by name; empty without one.
+    """
+
+    name: str
+    config: dict[str, Any]
+    defaults: dict[str, Any] | None
+    summary: dict[str, Any]
+    series: dict[str, Series]
+
+
+def read_run(folder: Path) -> Run:
+    """Read what there is; only ``config.yaml`` has to be.
+
+    Raises:
+        UserError: ``folder`` holds no run, or one of its files is damaged.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"run: {str(folder)!r} given, no config.yaml there; {_ALLOWED}")
+    summary: dict[str, Any] = {}
+    try:
+        config = resolved(OmegaConf.create(OmegaConf.load(folder / "config.yaml")))  # type: ignore[arg-type]
+        if (folder / "summary.json").is_file():
+            summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        series = _series(folder / "metrics.csv")
+    except (YAMLError, ValueError, AssertionError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"run: {str(folder)!r} given, its files cannot be read ({said}); make the run again") from None
+    if "run_dir" not in config:
+        raise UserError(f"run: {str(folder)!r} given, its config.yaml is of something else; {_ALLOWED}")
+    return Run(folder.resolve().name, config, _defaults(summary.get("method")), summary, series)
+
+
+def _series(file: Path) -> dict[str, Series]:
+    found: dict[str, Series] = {}
+    if not file.is_file():
+        return found
+    with open(file, encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines):
+            # a killed run may end in half a row
+            step = _number(row.get("step"))
+            for name, text in row.items():
+                value = _number(text)
+                if step is not None and value is not None and name not in ("step", "epoch"):
+                    found.setdefault(name, []).append((step, value))
+    return found
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text or "nan")
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _defaults(method: str | None) -> dict[str, Any] | None:
+    """The resolved configuration of ``method=<method>``; None where the method is not one of this package."""
+    if method is None:
+        return None
+    # a run in a sweep is inside of Hydra, whose state composing would clear
+    around = GlobalHydra.instance().hydra
+    try:
+        return check("train", [f"method={method}"]).plain
+    except UserError:
+        return None
+    finally:
+        GlobalHydra.instance().hydra = around

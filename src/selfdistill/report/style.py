@@ -1,0 +1,47 @@
+"""The page's style sheet; the colours of lines are Okabe and Ito's, told apart by colour-blind readers."""
+
+STYLE = """
+:root { color-scheme: light dark; --paper: #fff; --ink: #1c1c1e; --soft: #5c5c63; --rule: #dcdce0; --good: #00664a;
+  --bad: #a63a00; --c0: #0072b2; --c1: #d55e00; --c2: #009e73; --c3: #b0578d; --c4: #b07800; --c5: #3a9bd4; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #17171a; --ink: #ececf0; --soft: #a3a3ad; --rule: #37373d; --good: #4cc9a0; --bad: #ff9a5c;
+    --c0: #56b4e9; --c1: #e8803c; --c2: #2fc49a; --c3: #e09cc2; --c4: #e69f00; --c5: #f0e442; }
+}
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1120px; margin: 0 auto; padding: 16px; }
+h1 { margin: 0; font-size: 1.5rem; overflow-wrap: anywhere; }
+h1 small { color: var(--soft); font-size: 1rem; font-weight: normal; }
+h2 { margin: 2rem 0 .5rem; font-size: 1.15rem; }
+.verdict { margin: .75rem 0; padding: .5rem .75rem; border-left: 4px solid var(--good); font-size: 1.1rem; }
+.verdict.bad { border-color: var(--bad); }
+.facts { margin: .25rem 0; color: var(--soft); font-size: .875rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 16px;
+  align-items: end; }
+figure { margin: 0; min-width: 0; }
+figcaption { font-weight: 600; font-size: .9rem; }
+svg { display: block; width: 100%; height: auto; font-size: 11px; }
+svg text { fill: var(--ink); }
+svg .tick, svg .axis { fill: var(--soft); font-variant-numeric: tabular-nums; }
+svg .axis { text-anchor: middle; }
+.grid { stroke: var(--rule); stroke-width: 1; }
+.line polyline { fill: none; stroke: var(--c); stroke-width: 1.75; stroke-linejoin: round; }
+.line.dash polyline { stroke-dasharray: 5 3; }
+.line .lead { stroke-width: 1; opacity: .5; }
+.line circle { fill: var(--c); opacity: 0; stroke: transparent; stroke-width: 8; }
+.line.few circle, .line circle:hover { opacity: 1; }
+.mark line { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 2 3; }
+.mark text { fill: var(--bad); stroke: var(--paper); stroke-width: 4; paint-order: stroke; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; }
+th, td { padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
+th[scope=row] { font-weight: normal; white-space: nowrap; }
+b { font-weight: 700; }
+.numbers td, .numbers th[scope=col] { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+@media (max-width: 480px) {
+  th, td { padding-right: .6rem; }
+  .numbers th[scope=row] { white-space: normal; }
+}
+details { margin-top: .75rem; }
+summary { cursor: pointer; }
+"""
