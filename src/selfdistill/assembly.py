@@ -23,6 +23,7 @@ from selfdistill.data.sources import SPLITS
 from selfdistill.evaluation.features import evaluating
 from selfdistill.methods import SelfDistillModule
 from selfdistill.methods.compatibility import check_masks, refuse_divergence
+from selfdistill.report.refresh import RefreshReport
 from selfdistill.teacher import TeacherPolicy
 from selfdistill.views import ViewRecipe
 
@@ -139,7 +140,7 @@ def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
     named = [instantiate(value) for value in config.callbacks.values() if value is not None]
     shown = ProgressBar() if config.trainer.enable_progress_bar and sys.stdout.isatty() else EpochLines()
     stop = GracefulInterrupt(folder / "checkpoints" / "last.ckpt")
-    return [*named, shown, TeacherUpdate(), stop]
+    return [*named, shown, RefreshReport(folder), TeacherUpdate(), stop]
 
 
 def build_trainer(config: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:

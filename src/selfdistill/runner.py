@@ -36,6 +36,7 @@ from selfdistill.evaluation.figures import Figures, backbone_figures, figures_ta
 from selfdistill.export import export_backbone, run_facts
 from selfdistill.files import write_text
 from selfdistill.methods.finite import NonFiniteLossError
+from selfdistill.provenance import provenance
 from selfdistill.report import write_report
 
 log = logging.getLogger(__name__)
@@ -210,11 +211,12 @@ def _said_in_worker(message: str) -> str | None:
 
 
 def _claim(folder: Path, config: DictConfig) -> None:
-    """Write the resolved configuration; a folder that holds a run already is refused."""
+    """Write the resolved configuration and where it comes from; a folder that holds a run already is refused."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "config.yaml", "x", encoding="utf-8") as file:
             file.write(OmegaConf.to_yaml(config, resolve=True))
+        write_text(folder / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
     except FileExistsError:
         raise UserError(f"hydra.run.dir: {folder} holds a run already; choose another folder") from None
     except OSError as error:
@@ -222,10 +224,11 @@ def _claim(folder: Path, config: DictConfig) -> None:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Nothing but the resolved configuration in it: nothing was trained, so another try may have the folder."""
+    """Nothing but what ``_claim`` wrote in it: nothing was trained, so another try may have the folder."""
     try:
-        if {path.name for path in folder.iterdir()} <= {"config.yaml"}:
+        if {path.name for path in folder.iterdir()} <= {"config.yaml", "provenance.json"}:
             (folder / "config.yaml").unlink(missing_ok=True)
+            (folder / "provenance.json").unlink(missing_ok=True)
         folder.rmdir()
         folder.parent.rmdir()
     except OSError:

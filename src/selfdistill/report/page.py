@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from selfdistill import __version__
 from selfdistill.config import flatten
+from selfdistill.provenance import versions
 from selfdistill.report.charts import Mark, line_chart
+from selfdistill.report.plane import plane
 from selfdistill.report.read import Run
 from selfdistill.report.style import STYLE
 
@@ -26,7 +25,6 @@ _KINDS = {
 }
 _FIGURES = {"trained": "trained backbone", "raw_pixels": "raw pixels", "initial": "backbone at initialisation"}
 _NAMES = {"knn": "k-NN", "one_shot": "1-shot", "five_shot": "5-shot", "ten_shot": "10-shot"}
-_PACKAGES = ("torch", "lightning", "hydra-core", "timm", "numpy")
 
 # title, unit, {name in metrics.csv: label}
 _Chart = tuple[str, str, dict[str, str]]
@@ -74,7 +72,7 @@ def page(run: Run) -> str:
         "seed": run.config.get("seed"),
     }
     known = " · ".join(f"{name}: {escape(str(value))}" for name, value in facts.items() if value not in (None, ""))
-    alarms = summary.get("alarms") or []
+    alarms = run.alarms
     of_teacher = [alarm for alarm in alarms if alarm["kind"].startswith("teacher")]
     terms = {name: name.removeprefix("train/") for name in run.series if name.startswith("train/")}
     curves = (("Training loss", "loss", dict(sorted(terms.items(), key=lambda t: t[1] != "loss"))), *_CURVES)
@@ -84,11 +82,11 @@ def page(run: Run) -> str:
         f"<p class=facts>{known}</p>",
         _section("Figures", _figures(summary.get("figures") or {}, summary.get("split"))),
         _section("Curves", _charts(run, curves)),
-        _section("Geometry", _charts(run, _GEOMETRY, alarms)),
+        _section("Geometry", _charts(run, _GEOMETRY, alarms, _plane(run))),
         _section("Teacher", _charts(run, _TEACHER, of_teacher)),
         _section("Cost", _cost(summary)),
         _section("Configuration", _config(run.config, run.defaults)),
-        _section("Versions", _versions()),
+        _section("Versions", _versions(run.provenance)),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -99,23 +97,34 @@ def page(run: Run) -> str:
 
 
 def _verdict(run: Run) -> str:
-    summary, alarms = run.summary, run.summary.get("alarms") or []
+    summary, alarms = run.summary, run.alarms
     standing = next((alarm for alarm in reversed(alarms) if alarm["kind"] == summary.get("collapse")), None)
     bad = ""
     if not summary:
-        said = "Not ended: this is what the run has left so far."
+        seen = ", ".join(_named(a).lower() for a in alarms)
+        bad = " bad" if alarms else ""
+        said = f"Not ended: this is what the run has left so far{f'; seen: {seen}' if alarms else ''}."
     elif standing is not None:
         bad = " bad"
         said = f"{_named(standing)}: {standing['line'].partition(': ')[2]}."
     elif alarms:
-        said = f"Healthy at the end; seen on the way and over again: {', '.join(_named(a).lower() for a in alarms)}."
+        seen = ", ".join(_named(a).lower() for a in alarms)
+        said = f"Healthy at the end{_below(summary)}; seen on the way and over again: {seen}."
     elif any(name.startswith("monitor/") for name in run.series):
-        said = "Healthy: no collapse and no stale teacher seen."
+        said = f"Healthy{_below(summary)}: no collapse and no stale teacher seen."
     else:
         said = "Not judged: the collapse monitor left no measurements."
     mends = "".join(f"<li>{escape(line)}</li>" for line in summary.get("mends") or [])
     after = f"<p>Rolled back:</p><ul>{mends}</ul>" if mends else ""
     return f'<p class="verdict{bad}">{escape(said)}</p>{after}'
+
+
+def _below(summary: Mapping[str, Any]) -> str:
+    """What the trained backbone does not reach yet, by its k-NN on the test split."""
+    knn = {row: values["knn"] for row, values in (summary.get("figures") or {}).items() if "knn" in values}
+    trained = knn.pop("trained", None)
+    above = [f"{_FIGURES.get(row, row)} ({value:.3f})" for row, value in knn.items() if trained and value > trained]
+    return f", but still below {' and '.join(above)} with a k-NN of {trained:.3f}" if above else ""
 
 
 def _named(alarm: Mapping[str, Any]) -> str:
@@ -134,14 +143,19 @@ def _figures(figures: Mapping[str, Mapping[str, float]], split: str | None) -> s
     return _table(heads, rows, numbers=True) + f"<p class=facts>share correct, {escape(split or 'test')} split</p>"
 
 
-def _charts(run: Run, charts: Iterable[_Chart], alarms: Iterable[Mapping[str, Any]] = ()) -> str:
+def _charts(run: Run, charts: Iterable[_Chart], alarms: Iterable[Mapping[str, Any]] = (), more: str = "") -> str:
     marks = [Mark(alarm["step"], _KINDS.get(alarm["kind"], alarm["kind"]), alarm["line"]) for alarm in alarms]
     drawn = ""
     for title, unit, names in charts:
         lines = {label: run.series[name] for name, label in names.items() if name in run.series}
         if lines:
             drawn += line_chart(title, unit, lines, marks)
+    drawn += more
     return f"<div class=charts>{drawn}</div>" if drawn else ""
+
+
+def _plane(run: Run) -> str:
+    return plane(run.series.get("monitor/alignment", []), run.series.get("monitor/uniformity", []))
 
 
 def _cost(summary: Mapping[str, Any]) -> str:
@@ -182,14 +196,18 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _versions() -> str:
-    rows = [["selfdistill", __version__], ["Python", platform.python_version()]]
-    for name in _PACKAGES:
-        try:
-            rows.append([name, version(name)])
-        except PackageNotFoundError:
-            continue
-    return _table([], rows) + "<p class=facts>of the installation that made this page</p>"
+def _versions(provenance: Mapping[str, Any]) -> str:
+    """Of the run where it stored them, else of what made the page."""
+    if not provenance:
+        rows = [[name, said] for name, said in versions().items()]
+        return _table([], rows) + "<p class=facts>of the installation that made this page</p>"
+    git = provenance.get("git")
+    said = "none" if git is None else f"{git['commit']}{', with changes' if git['changed'] else ''}"
+    rows = [["command", str(provenance.get("command"))], ["git", said]]
+    rows += [
+        [name, str(value)] for part in ("versions", "hardware") for name, value in provenance.get(part, {}).items()
+    ]
+    return _table([], rows)
 
 
 def _section(title: str, content: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ class Run:
         config: the resolved configuration.
         defaults: that of the same method without any change; None where it cannot be composed.
         summary: ``summary.json``; empty for a run that has not ended.
+        provenance: ``provenance.json``; empty without one.
         series: the finite values of ``metrics.csv`` by name; empty without one.
+        alarms: of the collapse monitor.
     """
 
     name: str
@@ -38,10 +40,16 @@ class Run:
     defaults: dict[str, Any] | None
     summary: dict[str, Any]
     series: dict[str, Series]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    alarms: list[dict[str, Any]] = field(default_factory=list)
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, alarms: list[dict[str, Any]] | None = None) -> Run:
     """Read what there is; only ``config.yaml`` has to be.
+
+    Args:
+        folder: of the run.
+        alarms: so far, for a run that goes on; None takes those of the summary.
 
     Raises:
         UserError: ``folder`` holds no run, or one of its files is damaged.
@@ -49,17 +57,21 @@ def read_run(folder: Path) -> Run:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"run: {str(folder)!r} given, no config.yaml there; {_ALLOWED}")
     summary: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
     try:
         config = resolved(OmegaConf.create(OmegaConf.load(folder / "config.yaml")))  # type: ignore[arg-type]
         if (folder / "summary.json").is_file():
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        if (folder / "provenance.json").is_file():
+            provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         series = _series(folder / "metrics.csv")
     except (YAMLError, ValueError, AssertionError, OSError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"run: {str(folder)!r} given, its files cannot be read ({said}); make the run again") from None
     if "run_dir" not in config:
         raise UserError(f"run: {str(folder)!r} given, its config.yaml is of something else; {_ALLOWED}")
-    return Run(folder.resolve().name, config, _defaults(summary.get("method")), summary, series)
+    alarms = summary.get("alarms") or [] if alarms is None else alarms
+    return Run(folder.resolve().name, config, _defaults(summary.get("method")), summary, series, provenance, alarms)
 
 
 def _series(file: Path) -> dict[str, Series]:

@@ -1,0 +1,59 @@
+"""The alignment–uniformity plane (Wang and Isola, arXiv 2005.10242): the way that a run takes through it."""
+
+from __future__ import annotations
+
+from selfdistill.report.charts import _padded, _said, _thinned, _ticks
+from selfdistill.report.read import Series
+
+_SIZE, _LEFT, _RIGHT, _TOP, _BOTTOM = (368, 230), 60, 24, 14, 36
+
+
+def plane(alignment: Series, uniformity: Series) -> str:
+    """A figure of both measures, from the first step that has both to the last; empty without two such steps."""
+    other = dict(uniformity)
+    points = [(step, value, other[step]) for step, value in alignment if step in other]
+    if len(points) < 2:
+        return ""
+    (width, height), bottom = _SIZE, _SIZE[1] - _BOTTOM
+    x_low, x_high = _padded(min(p[1] for p in points), max(p[1] for p in points))
+    y_low, y_high = _padded(min(p[2] for p in points), max(p[2] for p in points))
+
+    def x(value: float) -> float:
+        return _LEFT + (value - x_low) / (x_high - x_low) * (width - _RIGHT - _LEFT)
+
+    def y(value: float) -> float:
+        return bottom - (value - y_low) / (y_high - y_low) * (bottom - _TOP)
+
+    drawn = [
+        f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
+        f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(v) + 4:.1f}">{_said(v)}</text>'
+        for v in _ticks(y_low, y_high)
+        if y_low <= v <= y_high
+    ]
+    drawn += [
+        f'<text class="tick" text-anchor="middle" x="{x(v):.1f}" y="{bottom + 15}">{_said(v)}</text>'
+        for v in _ticks(x_low, x_high, 4)
+        if x_low <= v <= x_high
+    ]
+    drawn.append(
+        f'<text class="axis" x="{(_LEFT + width - _RIGHT) / 2}" y="{height - 4}">alignment (low: close)</text>'
+    )
+    middle = (_TOP + bottom) / 2
+    drawn.append(f'<text class="axis" transform="rotate(-90 10 {middle})" x="10" y="{middle}">uniformity</text>')
+    kept = {step for step, _ in _thinned([(p[0], p[1]) for p in points], 100)}
+    shown = [point for point in points if point[0] in kept]
+    way = " ".join(f"{x(a):.1f},{y(u):.1f}" for _, a, u in shown)
+    told = "".join(
+        f'<circle cx="{x(a):.1f}" cy="{y(u):.1f}" r="{5 if place in (0, len(shown) - 1) else 2.5}">'
+        f"<title>step {step:,.0f}: alignment {a:.4g}, uniformity {u:.4g}</title></circle>"
+        for place, (step, a, u) in enumerate(shown)
+    )
+    ends = "".join(
+        f'<text x="{x(a):.1f}" y="{y(u) - 8 if y(u) > 40 else y(u) + 18:.1f}" text-anchor="middle">{name}</text>'
+        for name, (_, a, u) in (("start", shown[0]), ("end", shown[-1]))
+    )
+    drawn.append(f'<g class="line few" style="--c:var(--c0)"><polyline points="{way}"/>{told}{ends}</g>')
+    return (
+        f'<figure><figcaption>Alignment and uniformity</figcaption><svg viewBox="0 0 {width} {height}" role=img '
+        f'aria-label="alignment against uniformity, a point a measurement">{"".join(drawn)}</svg></figure>'
+    )

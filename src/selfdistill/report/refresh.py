@@ -1,0 +1,61 @@
+"""The page while a run goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from selfdistill.callbacks import CollapseMonitor
+from selfdistill.config import UserError
+from selfdistill.files import write_text
+from selfdistill.report.page import page
+from selfdistill.report.read import read_run
+
+
+class RefreshReport(L.Callback):
+    """Writes ``report.html`` again after an epoch, so that a killed run has the last one.
+
+    An epoch is passed over where writing would take more than ``share`` of the time since the last page, told by
+    what the last one took.
+
+    Args:
+        folder: of the run.
+        share: most of the run's time that the pages may take.
+        clock: seconds from any start.
+    """
+
+    def __init__(self, folder: Path, share: float = 0.01, clock: Callable[[], float] = time.monotonic) -> None:
+        if not 0 < share <= 1:
+            raise ValueError(f"RefreshReport.share: {share} given, allowed is above 0 and at most 1")
+        self.folder = folder
+        self.share = share
+        self._clock = clock
+        # the first page is dearer than it looks: assume this until one was timed
+        self._took, self._last = 0.05, 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last = self._clock()
+
+    @rank_zero_only
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        started = self._clock()
+        if self._took > self.share * (started - self._last):
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.save()
+        monitor = next((c for c in trainer.callbacks if isinstance(c, CollapseMonitor)), None)  # type: ignore[attr-defined]
+        alarms = [] if monitor is None else [asdict(alarm) for alarm in monitor.alarms]
+        try:
+            write_text(self.folder / "report.html", page(read_run(self.folder, alarms=alarms)))
+        except (UserError, OSError) as error:
+            # the run is worth more than its page
+            rank_zero_warn(f"report.html was not written ({error})")
+        self._last = self._clock()
+        self._took = self._last - started
