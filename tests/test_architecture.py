@@ -71,11 +71,11 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_import_is_light() -> None:
-    assert not modules_after("import selfdistill") & {"hydra", "wandb", "kornia", "matplotlib", "torch"}
+    assert not modules_after("import selfdistill") & {"hydra", "wandb", "kornia", "litdata", "matplotlib", "torch"}
     every = "import selfdistill; [getattr(selfdistill, n) for n in selfdistill.__all__]"
     # torchmetrics, which Lightning imports, takes matplotlib where it is installed
     brought = modules_after("import lightning")
-    assert not (modules_after(every) - brought) & {"hydra", "omegaconf", "wandb", "kornia", "matplotlib"}
+    assert not (modules_after(every) - brought) & {"hydra", "omegaconf", "wandb", "kornia", "litdata", "matplotlib"}
 
 
 def test_the_command_line_waits_for_torch() -> None:

@@ -104,6 +104,8 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     else:
         trainer.limit_val_batches = 0
         print("k-NN and final figures are off: the data has no labels")
+    if trainer.is_global_zero:
+        print(f"views: made {datamodule.engine_choice}")
     started = time.perf_counter()
     try:
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
@@ -128,7 +130,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         "collapse": None if monitor is None else monitor.kind,
         "alarms": [] if monitor is None else [asdict(alarm) for alarm in monitor.alarms],
         "mends": [] if monitor is None else monitor.mends,
-        "seconds": {"train": round(seconds, 3)},
+        "seconds": {"train": round(seconds, 3), "data_wait": round(datamodule.seconds_waited, 3)},
         "optimizer_steps": module.clock.step,
         "unreadable_images": len(datamodule.unreadable),
         "evaluates": module.evaluates,
@@ -141,7 +143,10 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         if figures:
             source = type(datamodule.source).__name__
             print(f"\n{source}, test split, {module.evaluates} network\n\n{figures_table(figures)}\n")
-        print(f"collapse: {summary['collapse'] or 'none seen'}    training: {seconds:.0f} s    run: {folder}")
+        wait = datamodule.seconds_waited / seconds
+        print(
+            f"collapse: {summary['collapse'] or 'none seen'}    training: {seconds:.0f} s, {wait:.1%} of it waiting for data    run: {folder}"
+        )
         print(f"report: {write_report(folder)}")
     return summary["validation_knn"]
 

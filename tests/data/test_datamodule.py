@@ -211,3 +211,37 @@ def test_configs(path: Path, tmp_path: Path) -> None:
     assert (module.image_channels, module.image_size) == (config.data.image.channels, config.data.image.size)
     assert config.data.image.size % config.data.image.patch == 0
     assert config.data.image.local_size % config.data.image.patch == 0
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ("auto", "whole batches at once, on the device (the images are in memory, of one size)"),
+        ("cpu", "one by one, in the workers (views.engine=cpu)"),
+    ],
+)
+def test_the_engine_is_told_with_its_reason(engine: str, said: str) -> None:
+    recipe = ViewRecipe([CropSpec(8, Augment(), count=2)], engine=engine)
+    datamodule = DataModule(Digits(), recipe, batch_size=64)
+    datamodule.setup("fit")
+    assert datamodule.engine_choice == said
+
+
+def test_waiting_for_data_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only loading moves: one second a batch, none while the batches are used."""
+    now = [0.0]
+    monkeypatch.setattr("selfdistill.data.sampler.time.perf_counter", lambda: now[0])
+    datamodule = DataModule(Digits(), ViewRecipe([CropSpec(8, Augment(), count=2)]), batch_size=200)
+    datamodule.setup("fit")
+    assert datamodule.seconds_waited == 0
+    loader = datamodule.train_dataloader()
+    load = loader.dataset.__class__.__getitem__
+
+    def slow(self: object, indices: object) -> object:
+        now[0] += 1
+        return load(self, indices)
+
+    monkeypatch.setattr(loader.dataset.__class__, "__getitem__", slow)
+    for _ in loader:
+        now[0] += 100
+    assert datamodule.seconds_waited == len(loader)

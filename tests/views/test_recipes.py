@@ -158,3 +158,8 @@ def test_bad_specs() -> None:
         named_recipe("nope", 32)
     with pytest.raises(ValueError, match="1 channel"):
         named_recipe("byol", 32).check_channels(1)
+
+
+def test_supervised_views_are_crops_and_flips() -> None:
+    (spec,) = named_recipe("supervised", 224).crops
+    assert spec == CropSpec(224, Augment(crop_scale=(0.08, 1.0), flip=0.5), count=2)

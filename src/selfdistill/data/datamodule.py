@@ -80,6 +80,7 @@ class DataModule(L.LightningDataModule):
         self._labelled_part = labelled
         self.on_error = on_error
         self._splits: dict[Split, Images] = {}
+        self._train_loader: ResumableLoader | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Read the splits, so that nothing turns out missing after hours, and check batch size and recipe.
@@ -104,6 +105,20 @@ class DataModule(L.LightningDataModule):
         if self.recipe.engine != "auto":
             return self.recipe.engine
         return "batched" if isinstance(self._split("train"), TensorImages) else "cpu"
+
+    @property
+    def engine_choice(self) -> str:
+        """Which engine makes the training views, and why, for the reader."""
+        where = "whole batches at once, on the device" if self.engine == "batched" else "one by one, in the workers"
+        if self.recipe.engine != "auto":
+            return f"{where} (views.engine={self.recipe.engine})"
+        why = "the images are in memory, of one size" if self.engine == "batched" else "the images are read from files"
+        return f"{where} ({why})"
+
+    @property
+    def seconds_waited(self) -> float:
+        """Time that training has spent waiting for its loader."""
+        return 0.0 if self._train_loader is None else self._train_loader.seconds_waited
 
     @property
     def labelled(self) -> bool:
@@ -144,6 +159,7 @@ class DataModule(L.LightningDataModule):
         )
         loader = ResumableLoader(batches, order, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
         loader.trainer = self.trainer
+        self._train_loader = loader
         return loader
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]] | list[Any]:

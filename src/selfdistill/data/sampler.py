@@ -19,6 +19,7 @@ own state decides: the batches handed out, not those that workers fetched ahead.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -112,6 +113,7 @@ class ResumableLoader(DataLoader[Any]):
 
     Attributes:
         trainer: the Trainer whose counters say where to start, where this is its training loader.
+        seconds_waited: time that whoever iterates has spent waiting for batches.
     """
 
     def __init__(
@@ -135,6 +137,7 @@ class ResumableLoader(DataLoader[Any]):
             generator=torch.Generator(),
         )
         self.trainer: L.Trainer | None = None
+        self.seconds_waited = 0.0
         self._order = sampler
         self._resume = (0, 0)
         self._handed_out = 0
@@ -145,9 +148,12 @@ class ResumableLoader(DataLoader[Any]):
         self._order.set_epoch(epoch)
         self._order.start = self._handed_out = position
         self._resume = (0, 0)
+        started = time.perf_counter()
         for batch in super().__iter__():
+            self.seconds_waited += time.perf_counter() - started
             self._handed_out += 1
             yield batch
+            started = time.perf_counter()
         self._order.set_epoch(epoch + 1)
         self._handed_out = 0
 

@@ -105,6 +105,11 @@ def ijepa(size: int, patch: int = 16) -> ViewRecipe:
     return ViewRecipe((crop,), masks=MultiBlockMask(patch_grid(size, patch)))
 
 
+def supervised(size: int) -> ViewRecipe:
+    """The views of supervised training (arXiv 1512.03385): crops and flips, two drawn alike, colours as they are."""
+    return ViewRecipe((CropSpec(size, Augment(crop_scale=(0.08, 1.0), flip=0.5), count=2),))
+
+
 def swav(size: int, local_size: int | None = None, local_count: int = 6) -> ViewRecipe:
     """SwAV's multi-crop (arXiv 2006.09882): two large views that get codes, small ones that predict them.
 
@@ -158,6 +163,7 @@ RECIPES: dict[str, Callable[[int], ViewRecipe]] = {
     "msn": msn,
     "ressl": ressl,
     "simsiam": simsiam,
+    "supervised": supervised,
     "swav": swav,
 }
 
