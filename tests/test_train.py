@@ -111,7 +111,8 @@ def test_ctrl_c_saves_and_the_run_continues_bit_for_bit(whole: tuple[Path, str],
         text=True,
     )
     assert process.stdout is not None
-    # the first line is printed when the first epoch ends
+    assert process.stdout.readline().startswith("views:")
+    # the next line is printed when the first epoch ends
     assert process.stdout.readline().startswith("epoch")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)

@@ -143,10 +143,8 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         if figures:
             source = type(datamodule.source).__name__
             print(f"\n{source}, test split, {module.evaluates} network\n\n{figures_table(figures)}\n")
-        wait = datamodule.seconds_waited / seconds
-        print(
-            f"collapse: {summary['collapse'] or 'none seen'}    training: {seconds:.0f} s, {wait:.1%} of it waiting for data    run: {folder}"
-        )
+        spent = f"{seconds:.0f} s, {datamodule.seconds_waited / seconds:.1%} of it waiting for data"
+        print(f"collapse: {summary['collapse'] or 'none seen'}    training: {spent}    run: {folder}")
         print(f"report: {write_report(folder)}")
     return summary["validation_knn"]
 
