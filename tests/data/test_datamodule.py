@@ -217,7 +217,7 @@ def test_configs(path: Path, tmp_path: Path) -> None:
     ("engine", "said"),
     [
         ("auto", "whole batches at once, on the device (the images are in memory, of one size)"),
-        ("cpu", "one by one, in the workers (views.engine=cpu)"),
+        ("cpu", "one by one, as they are loaded (views.engine=cpu)"),
     ],
 )
 def test_the_engine_is_told_with_its_reason(engine: str, said: str) -> None:

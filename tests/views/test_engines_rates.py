@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,17 +12,17 @@ from selfdistill.data import EpochIndices
 from selfdistill.views import Augment, CropSpec, RawBatch, ViewBatches, ViewRecipe, batched_views
 
 COUNT, SIDE, VIEW = 600, 64, 16
-NORMAL = {"seed": 4, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+NORMAL: dict[str, Any] = {"seed": 4, "mean": (0.0,) * 3, "std": (1.0,) * 3}
 
 
 def cpu(stored: Tensor, augment: Augment) -> Tensor:
     recipe = ViewRecipe([CropSpec(VIEW, augment)])
-    return ViewBatches(list(stored), recipe, **NORMAL)[EpochIndices(range(COUNT), epoch=0)].crops[0]  # type: ignore[arg-type]
+    return ViewBatches(list(stored), recipe, **NORMAL)[EpochIndices(list(range(COUNT)), epoch=0)].crops[0]
 
 
 def batched(stored: Tensor, augment: Augment) -> Tensor:
     recipe = ViewRecipe([CropSpec(VIEW, augment)])
-    return batched_views(RawBatch(stored, torch.arange(COUNT), epoch=0), recipe, **NORMAL).crops[0]  # type: ignore[arg-type]
+    return batched_views(RawBatch(stored, torch.arange(COUNT), epoch=0), recipe, **NORMAL).crops[0]
 
 
 def measured_crops(views: Tensor) -> tuple[Tensor, Tensor, Tensor]:

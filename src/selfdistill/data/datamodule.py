@@ -109,7 +109,7 @@ class DataModule(L.LightningDataModule):
     @property
     def engine_choice(self) -> str:
         """Which engine makes the training views, and why, for the reader."""
-        where = "whole batches at once, on the device" if self.engine == "batched" else "one by one, in the workers"
+        where = "whole batches at once, on the device" if self.engine == "batched" else "one by one, as they are loaded"
         if self.recipe.engine != "auto":
             return f"{where} (views.engine={self.recipe.engine})"
         why = "the images are in memory, of one size" if self.engine == "batched" else "the images are read from files"

@@ -41,9 +41,9 @@ def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[
     """
     points = [point for series in lines.values() for point in series]
     steps = [step for step, _ in points] + [mark.step for mark in marks]
-    x_low, x_high = _padded(min(steps), max(steps))
+    x_low, x_high = padded(min(steps), max(steps))
     values = [value for _, value in points]
-    y_ticks = _ticks(*_padded(min(values), max(values)))
+    y_ticks = ticks(*padded(min(values), max(values)))
     y_low, y_high = min(y_ticks[0], *values), max(y_ticks[-1], *values)
     rows = _rows(marks, x_low, x_high)
     top = _TOP + _ROW * (1 + max(rows, default=-1))
@@ -58,12 +58,12 @@ def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[
 
     drawn = [
         f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
-        f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(v) + 4:.1f}">{_said(v)}</text>'
+        f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(v) + 4:.1f}">{said(v)}</text>'
         for v in y_ticks
     ]
     drawn += [
-        f'<text class="tick" text-anchor="middle" x="{x(v):.1f}" y="{bottom + 15}">{_said(v)}</text>'
-        for v in _ticks(x_low, x_high, 4)
+        f'<text class="tick" text-anchor="middle" x="{x(v):.1f}" y="{bottom + 15}">{said(v)}</text>'
+        for v in ticks(x_low, x_high, 4)
         if x_low <= v <= x_high
     ]
     drawn.append(f'<text class="axis" x="{(_LEFT + right) / 2}" y="{height - 4}">optimizer step</text>')
@@ -79,14 +79,14 @@ def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[
     drawn += posts + names
     ends = _apart([y(series[-1][1]) for series in lines.values()], top, bottom)
     for place, ((label, series), end) in enumerate(zip(lines.items(), ends, strict=True)):
-        kept = _thinned(series, _DRAWN)
+        kept = thinned(series, _DRAWN)
         way = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in kept)
         last = f"{x(series[-1][0]):.1f},{y(series[-1][1]):.1f}"
         dots = " few" if len(series) <= _DOTS else ""
         told = "".join(
             f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="3"><title>'
             f"{escape(label)} {value:.4g} at step {step:,.0f}</title></circle>"
-            for step, value in _thinned(series, _TOLD)
+            for step, value in thinned(series, _TOLD)
         )
         dash = " dash" if place >= COLOURS else ""
         drawn.append(
@@ -101,7 +101,7 @@ def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[
     )
 
 
-def _padded(low: float, high: float) -> tuple[float, float]:
+def padded(low: float, high: float) -> tuple[float, float]:
     """The range, or one around a single value."""
     if high - low > 1e-9 * max(abs(low), abs(high)):
         return low, high
@@ -109,7 +109,7 @@ def _padded(low: float, high: float) -> tuple[float, float]:
     return low - around, high + around
 
 
-def _ticks(low: float, high: float, most: int = 5) -> list[float]:
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers around [low, high], 1, 2 or 5 times a power of ten apart, at most ``most`` gaps."""
     raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))
@@ -117,11 +117,11 @@ def _ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [apart * place for place in range(math.floor(low / apart + 1e-9), math.ceil(high / apart - 1e-9) + 1)]
 
 
-def _said(value: float) -> str:
+def said(value: float) -> str:
     return f"{value:,.6g}" if abs(value) < 1e5 else f"{value / 1000:,.6g}k"
 
 
-def _thinned(series: Series, most: int) -> Series:
+def thinned(series: Series, most: int) -> Series:
     """At most ``most`` points: of each stretch the lowest and the highest, so that no spike is lost, and the last."""
     if len(series) <= most:
         return series

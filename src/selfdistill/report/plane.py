@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selfdistill.report.charts import _padded, _said, _thinned, _ticks
+from selfdistill.report.charts import padded, said, thinned, ticks
 from selfdistill.report.read import Series
 
 _SIZE, _LEFT, _RIGHT, _TOP, _BOTTOM = (368, 230), 60, 24, 14, 36
@@ -15,8 +15,8 @@ def plane(alignment: Series, uniformity: Series) -> str:
     if len(points) < 2:
         return ""
     (width, height), bottom = _SIZE, _SIZE[1] - _BOTTOM
-    x_low, x_high = _padded(min(p[1] for p in points), max(p[1] for p in points))
-    y_low, y_high = _padded(min(p[2] for p in points), max(p[2] for p in points))
+    x_low, x_high = padded(min(p[1] for p in points), max(p[1] for p in points))
+    y_low, y_high = padded(min(p[2] for p in points), max(p[2] for p in points))
 
     def x(value: float) -> float:
         return _LEFT + (value - x_low) / (x_high - x_low) * (width - _RIGHT - _LEFT)
@@ -26,13 +26,13 @@ def plane(alignment: Series, uniformity: Series) -> str:
 
     drawn = [
         f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
-        f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(v) + 4:.1f}">{_said(v)}</text>'
-        for v in _ticks(y_low, y_high)
+        f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(v) + 4:.1f}">{said(v)}</text>'
+        for v in ticks(y_low, y_high)
         if y_low <= v <= y_high
     ]
     drawn += [
-        f'<text class="tick" text-anchor="middle" x="{x(v):.1f}" y="{bottom + 15}">{_said(v)}</text>'
-        for v in _ticks(x_low, x_high, 4)
+        f'<text class="tick" text-anchor="middle" x="{x(v):.1f}" y="{bottom + 15}">{said(v)}</text>'
+        for v in ticks(x_low, x_high, 4)
         if x_low <= v <= x_high
     ]
     drawn.append(
@@ -40,7 +40,7 @@ def plane(alignment: Series, uniformity: Series) -> str:
     )
     middle = (_TOP + bottom) / 2
     drawn.append(f'<text class="axis" transform="rotate(-90 10 {middle})" x="10" y="{middle}">uniformity</text>')
-    kept = {step for step, _ in _thinned([(p[0], p[1]) for p in points], 100)}
+    kept = {step for step, _ in thinned([(p[0], p[1]) for p in points], 100)}
     shown = [point for point in points if point[0] in kept]
     way = " ".join(f"{x(a):.1f},{y(u):.1f}" for _, a, u in shown)
     told = "".join(
