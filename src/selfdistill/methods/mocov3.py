@@ -8,13 +8,14 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from selfdistill.divergences.contrastive import info_nce_in_batch, unit
+from selfdistill.divergences.contrastive import info_nce_in_batch
 from selfdistill.divergences.modules import as_temperature
 from selfdistill.heads import MLP
 from selfdistill.heads.mlp import Norm
 from selfdistill.methods.base import Outputs, SelfDistillModule
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.optim import OptimizerRecipe
+from selfdistill.products import unit
 from selfdistill.schedules import Schedule
 from selfdistill.teacher import TeacherPolicy
 from selfdistill.views import Views
