@@ -9,7 +9,10 @@ from selfdistill.config import CONF, check
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 EPOCHS = 30
-COMMON = ("data=digits", f"trainer.max_epochs={EPOCHS}", "callbacks.collapse_monitor.every=5")
+COMMON = (
+    "data=digits", f"trainer.max_epochs={EPOCHS}", "callbacks.collapse_monitor.every=5",
+    "callbacks.online_knn.every_n_epochs=1",
+)  # fmt: skip
 SEEDS = (0, 1, 2)
 WATCHING = ("callbacks.collapse_monitor.thresholds",)
 """What a run that only warns does not depend on: its log is judged by whatever the thresholds are today."""
