@@ -23,11 +23,11 @@ LEVELS = [
     {"assembly"},
     {"restore"},
     {"runner"},
-    {"tasks", "preview"},
+    {"tasks", "preview", "sweeps"},
     {"cli"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
-KNOW_HYDRA = {"config", "assembly", "report", "restore", "runner", "tasks", "preview", "cli"}
+KNOW_HYDRA = {"config", "assembly", "report", "restore", "runner", "tasks", "preview", "sweeps", "cli"}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.name != "__init__.py")
 
 
