@@ -58,6 +58,10 @@ def _best(sweep: Sweep) -> str:
     bad = " bad" if collapse else ""
     warned = f"; but its monitor says: {collapse}" if collapse else ""
     said = f"Best run: {best.label} ({best.run}), validation k-NN {best.objective:.4f}{tested}{warned}."
+    top = over_seeds(sweep)[0]
+    if len(top.settings) and len(top.values) > 1 and "seed" in sweep.swept:
+        named = " ".join(f"{key}={value}" for key, value in top.settings.items())
+        said += f" Best over seeds: {named}, {top.mean:.4f} ± {top.std:.4f}."
     return f'<p class="verdict{bad}">{escape(said)}</p>'
 
 
@@ -157,21 +161,24 @@ def _curves(sweep: Sweep, colours: dict[int, int]) -> str:
 
 def _unfinished(sweep: Sweep) -> str:
     rows = [[job.label, job.status, job.line] for job in sweep.jobs if job.status != "finished"]
-    return _table(["job", "status", "why"], rows) if rows else ""
+    return _table(["job", "status", "why"], rows, "loose") if rows else ""
 
 
 def _section(title: str, content: str, below: str = "") -> str:
     return f"<section><h2>{title}</h2>{content}{below}</section>" if content else ""
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    return _cells(heads, [[escape(cell) for cell in row] for row in rows])
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "tight") -> str:
+    return _cells(heads, [[escape(cell) for cell in row] for row in rows], kind)
 
 
-def _cells(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML; the first of each row is its head."""
+def _cells(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "tight") -> str:
+    """A table of cells that are HTML; the first of each row is its head; ``tight`` ones do not break lines."""
     top = "".join(f"<th scope=col>{escape(head)}</th>" for head in heads)
     lines = "".join(
         f"<tr><th scope=row>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>" for row in rows
     )
-    return f"<div class=scroll tabindex=0><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
+    return (
+        f"<div class=scroll tabindex=0><table class={kind}>"
+        f"<thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
+    )

@@ -26,9 +26,12 @@ STYLE = """
   vertical-align: middle; }
 .legend .dash i { border-top-style: dashed; }
 .wide svg { min-width: var(--least); }
+.tight td { white-space: nowrap; font-variant-numeric: tabular-nums; }
+.loose th { overflow-wrap: anywhere; white-space: normal; }
 .bar { display: inline-block; height: .7em; background: var(--c0); }
 svg .axisline { stroke: var(--soft); stroke-width: 1; }
 svg .name { font-weight: 600; text-anchor: middle; }
+svg .level { stroke: var(--paper); stroke-width: 3; paint-order: stroke; }
 """
 
 
@@ -97,11 +100,13 @@ def parallel_coordinates(keys: Sequence[str], jobs: Sequence[Job], groups: Seque
     axes = [*keys, "validation k-NN"]
     columns = [[job.settings.get(key, "") for job in jobs] for key in keys]
     columns.append([str(job.objective) for job in jobs])
+    in_command = sorted(jobs, key=lambda job: job.number)
+    order = [list(dict.fromkeys(job.settings.get(key, "") for job in in_command)) for key in keys]
     width, bottom = 2 * _MARGIN + _AXIS * (len(axes) - 1), _TALL - 14
     drawn, heights = [], []
     for place, (name, column) in enumerate(zip(axes, columns, strict=True)):
         at = _MARGIN + _AXIS * place
-        shares, marks = _axis(column, as_range=place == len(keys))
+        shares, marks = _axis(column, order[place] if place < len(keys) else None)
         heights.append([bottom - share * (bottom - 34) for share in shares])
         drawn.append(
             f'<text class="name" x="{at}" y="14">{escape(_short(name, 24))}</text>'
@@ -110,7 +115,9 @@ def parallel_coordinates(keys: Sequence[str], jobs: Sequence[Job], groups: Seque
         for share, text in marks:
             # beside the axis, over the lines
             height = bottom - share * (bottom - 34)
-            drawn.append(f'<text class="tick" x="{at + 5}" y="{height + 4:.1f}">{escape(_short(text, 20))}</text>')
+            drawn.append(
+                f'<text class="tick level" x="{at + 5}" y="{height + 4:.1f}">{escape(_short(text, 20))}</text>'
+            )
     lines = []
     for number, job in reversed(list(enumerate(jobs))):
         way = " ".join(f"{_MARGIN + _AXIS * place},{column[number]:.1f}" for place, column in enumerate(heights))
@@ -124,20 +131,20 @@ def parallel_coordinates(keys: Sequence[str], jobs: Sequence[Job], groups: Seque
     )
 
 
-def _axis(column: Sequence[str], *, as_range: bool) -> tuple[list[float], list[tuple[float, str]]]:
-    """Where each value lies on its axis, from 0 to 1, and what is written along it."""
+def _axis(column: Sequence[str], order: Sequence[str] | None) -> tuple[list[float], list[tuple[float, str]]]:
+    """Where each value lies on its axis, from 0 to 1, and what is written along it; ``order``: single values."""
     found = numbers(column)
-    if found is not None and (as_range or len(set(found)) > MANY):
-        wide = not as_range and min(found) > 0 and max(found) >= 8 * min(found)
-        scaled = [math.log(value) for value in found] if wide else found
-        low, high = padded(min(scaled), max(scaled))
-        marks = [(low + part * (high - low), part) for part in (0, 0.5, 1)]
-        return [(v - low) / (high - low) for v in scaled], [
-            (part, f"{math.exp(value) if wide else value:.4g}") for value, part in marks
-        ]
-    names = list(dict.fromkeys(column)) if found is None else sorted(set(column), key=float)
-    places = {name: place / (len(names) - 1) if len(names) > 1 else 0.5 for place, name in enumerate(names)}
-    return [places[name] for name in column], [(place, name) for name, place in places.items()]
+    if order is not None and (found is None or len(set(found)) <= MANY):
+        # the first on top
+        places = {name: 1 - place / (len(order) - 1) if len(order) > 1 else 0.5 for place, name in enumerate(order)}
+        return [places[name] for name in column], [(place, name) for name, place in places.items()]
+    assert found is not None
+    wide = order is not None and min(found) > 0 and max(found) >= 8 * min(found)
+    scaled = [math.log(value) for value in found] if wide else found
+    low, high = padded(min(scaled), max(scaled))
+    marks = [(part, low + part * (high - low)) for part in (0, 0.5, 1)]
+    written = [(part, f"{math.exp(value) if wide else value:.4g}") for part, value in marks]
+    return [(value - low) / (high - low) for value in scaled], written
 
 
 def _look(group: int, best: bool = False) -> str:

@@ -83,7 +83,7 @@ def _run(folder: Path, about: dict[str, Any], job: Job, found: Found | None, ove
         if checkpoint is not None:
             command.append(quoted("ckpt_path", checkpoint))
         _say(about, job, "started" if checkpoint is None else f"goes on from {checkpoint.relative_to(folder)}")
-        log = folder / "jobs" / f"{name}.log"
+        log = folder / "jobs" / f"{job.number:03d}.log"
         code = _child(command, folder, log, lock, cwd, {"WANDB_RUN_GROUP": folder.name, "WANDB_NAME": job.label})
     return _outcome(folder, job, code, log)
 
