@@ -9,7 +9,7 @@ from selfdistill.report.effects import levels, main_effects
 from selfdistill.report.overlay import STYLE as OVERLAY_STYLE
 from selfdistill.report.overlay import Curve, legend, overlay_chart, parallel_coordinates
 from selfdistill.report.style import STYLE
-from selfdistill.report.sweep import Job, Sweep, over_seeds
+from selfdistill.report.sweep import Job, Sweep, over_seeds, rounded, said_settings, said_std
 
 _CURVES = (
     ("Training loss", "loss", "train/loss"),
@@ -60,8 +60,8 @@ def _best(sweep: Sweep) -> str:
     said = f"Best run: {best.label} ({best.run}), validation k-NN {best.objective:.4f}{tested}{warned}."
     top = over_seeds(sweep)[0]
     if len(top.settings) and len(top.values) > 1 and "seed" in sweep.swept:
-        named = " ".join(f"{key}={value}" for key, value in top.settings.items())
-        said += f" Best over seeds: {named}, {top.mean:.4f} ± {top.std:.4f}."
+        named = said_settings(top.settings)
+        said += f" Best over seeds: {named}, {top.mean:.4f} {said_std(top)}."
     return f'<p class="verdict{bad}">{escape(said)}</p>'
 
 
@@ -72,8 +72,8 @@ def _seeds(sweep: Sweep) -> str:
     keys = [key for key in sweep.swept if key != "seed"]
     rows = [
         [
-            " ".join(f"{key}={value}" for key, value in group.settings.items()) or "all",
-            f"{group.mean:.4f}" + ("" if group.std is None else f" ± {group.std:.4f}"),
+            said_settings(group.settings) or "all",
+            f"{group.mean:.4f} {said_std(group)}",
             f"{min(group.values):.4f}",
             f"{max(group.values):.4f}",
             str(len(group.values)),
@@ -89,7 +89,7 @@ def _runs(sweep: Sweep) -> str:
     rows = [
         [
             str(job.run),
-            *(job.settings.get(key, "") for key in sweep.swept),
+            *(rounded(job.settings.get(key, "")) for key in sweep.swept),
             "–" if job.objective is None else f"{job.objective:.4f}",
             *_figures(job),
             job.summary.get("collapse") or "none seen",

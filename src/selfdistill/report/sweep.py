@@ -44,7 +44,7 @@ class Job:
 
     @property
     def label(self) -> str:
-        return " ".join(f"{key}={value}" for key, value in self.settings.items()) or f"job {self.number}"
+        return said_settings(self.settings) or f"job {self.number}"
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,10 @@ class Group:
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
+def said_std(group: Group) -> str:
+    return "–" if group.std is None else f"± {group.std:.4f}"
+
+
 def over_seeds(sweep: Sweep) -> list[Group]:
     """The jobs with an objective, grouped by all that varies but the seed, the best mean first."""
     groups: dict[tuple[str, ...], Group] = {}
@@ -100,6 +104,19 @@ def over_seeds(sweep: Sweep) -> list[Group]:
         shared = {key: value for key, value in job.settings.items() if key != "seed"}
         groups.setdefault(tuple(shared.values()), Group(shared, [])).values.append(job.objective or 0.0)
     return sorted(groups.values(), key=lambda group: -group.mean)
+
+
+def said_settings(settings: dict[str, str]) -> str:
+    """``key=value key=value``, long numbers rounded."""
+    return " ".join(f"{key}={rounded(value)}" for key, value in settings.items())
+
+
+def rounded(value: str) -> str:
+    """A number of many digits to six of them; anything else as it is."""
+    try:
+        return value if len(value) <= 8 else f"{float(value):.6g}"
+    except ValueError:
+        return value
 
 
 def is_sweep(folder: Path) -> bool:

@@ -75,7 +75,7 @@ def run_job(config: DictConfig) -> float | None:
 def _run(folder: Path, about: dict[str, Any], job: Job, found: Found | None, overrides: list[str], cwd: str) -> Job:
     name = new_name(folder, job.number) if found is None else found.name
     job = replace(job, run=name)
-    with _alone(folder / "jobs" / f"{name}.lock") as lock:
+    with _alone(folder / "locks" / name) as lock:
         if lock is None:
             return replace(job, status="interrupted", line="another process runs it")
         checkpoint = None if found is None else make_room(folder, found)
@@ -143,6 +143,7 @@ def _outcome(folder: Path, job: Job, code: int, log: Path) -> Job:
 @contextlib.contextmanager
 def _alone(file: Path) -> Iterator[int | None]:
     """A lock that goes with the process and its children; None where another has it."""
+    file.parent.mkdir(exist_ok=True)
     with open(file, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

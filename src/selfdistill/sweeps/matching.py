@@ -107,7 +107,7 @@ def _names(sweep: Path) -> list[str]:
 
 
 def _folders(sweep: Path) -> list[str]:
-    return sorted(path.name for path in sweep.iterdir() if path.is_dir()) if sweep.is_dir() else []
+    return sorted(path.parent.name for path in sweep.glob("*/config.yaml"))
 
 
 def _digest(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from argparse import Namespace
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ def program() -> list[str]:
 
 def quoted(key: str, value: object) -> str:
     """An override that Hydra's grammar takes, whatever stands in ``value``."""
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    # a backslash is one only before a quote
+    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(value))
     return f"{key}='{text}'"
 
 

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from selfdistill.files import whole_file
-from selfdistill.report.sweep import Job, Sweep, over_seeds
+from selfdistill.report.sweep import Job, Sweep, over_seeds, rounded, said_std
 
 
 def write_csv(sweep: Sweep, file: Path) -> Path:
@@ -46,10 +46,9 @@ def terminal_table(sweep: Sweep) -> str:
     if "seed" in keys and any(len(group.values) > 1 for group in groups):
         shared = [key for key in keys if key != "seed"]
         rows = [
-            [*group.settings.values(), f"{group.mean:.4f}", "–" if group.std is None else f"± {group.std:.4f}",
-             str(len(group.values))]
+            [*map(rounded, group.settings.values()), f"{group.mean:.4f}", said_std(group), str(len(group.values))]
             for group in groups
-        ]  # fmt: skip
+        ]
         blocks.append(_aligned([*shared, "mean k-NN", "std", "seeds"], rows))
     unfinished = [f"{job.status}: {job.label}: {job.line}".removesuffix(": ") for job in sweep.jobs if _unfinished(job)]
     waiting = sum(job.status == "waiting" for job in sweep.jobs)
@@ -64,7 +63,7 @@ def _unfinished(job: Job) -> bool:
 def _row(job: Job, keys: list[str]) -> list[str]:
     test = (job.summary.get("figures") or {}).get("trained", {}).get("knn")
     return [
-        *(job.settings.get(key, "") for key in keys),
+        *(rounded(job.settings.get(key, "")) for key in keys),
         "–" if job.objective is None else f"{job.objective:.4f}",
         "–" if test is None else f"{test:.4f}",
         job.summary.get("collapse") or "",
