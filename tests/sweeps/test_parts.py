@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import statistics
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,7 @@ def test_a_search_leaves_its_jobs_to_the_sweeper() -> None:
     found = planned("hparams_search=optuna", "method=dino_like,byol_like")
     assert found.jobs is None
     assert found.swept == ["teacher.momentum", "optimizer.lr", "method"]
+    assert planned("hparams_search=optuna", "teacher.momentum=0.9").swept == ["optimizer.lr"]
 
 
 def test_the_search_ranges_are_the_typical_ones() -> None:
@@ -63,6 +66,11 @@ def test_the_search_ranges_are_the_typical_ones() -> None:
         "optimizer.lr": "tag(log, interval(1.0e-4, 1.0e-3))",
     }
     assert check("train", ["hparams_search=optuna"]).plain["callbacks"]["collapse_monitor"]["action"] == "stop"
+
+
+def test_a_job_waits_for_no_torch() -> None:
+    code = "import sys, selfdistill.sweeps; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("path", ["plain", "with space", "it's", "a=b,c", "ü", "back\\slash", "end\\", "\\'"])

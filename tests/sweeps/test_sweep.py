@@ -62,6 +62,8 @@ class Command:
         program = folder / "program.py"
         program.write_text(PROGRAM)
         monkeypatch.setattr("selfdistill.sweeps.run.program", lambda: [sys.executable, str(program)])
+        # as the command does: errors of Hydra's part come through
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
         self._monkeypatch = monkeypatch
 
     def __call__(self, *overrides: str) -> int:
@@ -166,3 +168,25 @@ def test_a_pattern_chooses_and_the_record_names_the_command(command: Command) ->
     about = json.loads((command.folder / "sweep.json").read_text())
     assert about["swept"] == ["method"]
     assert about["command"].endswith(f"-m 'method=glob(sims*)' 'hydra.sweep.dir='\"'\"'{command.folder}'\"'\"''")
+
+
+# optuna 2's, at import, of SQLAlchemy 2
+@pytest.mark.filterwarnings("ignore:.*declarative_base.*")
+def test_a_search_goes_on_past_refused_and_broken_trials(command: Command) -> None:
+    # SimSiam has no teacher whose momentum could be set, and Hydra could not compose it
+    space = ("method=simsiam_like,byol_like", "seed=0,8", "hydra.sweeper.n_trials=6", "hydra.sweeper.sampler.seed=1")
+    assert command("hparams_search=optuna", *space) == 1
+    rows = command.rows()
+    assert [row["status"] for row in rows] == [
+        {"simsiam_like": "refused", "byol_like": "failed" if row["seed"] == "8" else "finished"}[row["method"]]
+        for row in rows
+    ]
+    assert {row["status"] for row in rows} == {"refused", "failed", "finished"}
+    assert "teacher.momentum: no such key" in next(row["line"] for row in rows if row["status"] == "refused")
+    best = (command.folder / "optimization_results.yaml").read_text()
+    assert "teacher.momentum: 0.99" in best
+    assert "method: byol_like" in best
+    first = command.calls()
+    # the same seed proposes the same trials: what is done is found
+    assert command("hparams_search=optuna", *space) == 1
+    assert command.calls() == [call for call in first if call.startswith("8")]

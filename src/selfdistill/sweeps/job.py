@@ -15,9 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from selfdistill.config import UserError, check
 from selfdistill.report.sweep import Job, Status, write_job
 from selfdistill.sweeps.matching import Found, find, identity, make_room, new_name
 from selfdistill.sweeps.plan import quoted, settings_of
@@ -38,13 +40,19 @@ def run_job(config: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     folder = Path(hydra.sweep.dir)
     about = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-    if "sweep_job" in config:
+    if about["jobs"] is None:
+        number, overrides = int(hydra.job.num), _proposed(about, list(hydra.overrides.task))
+        wanted, refused = _identified(about, overrides)
+    else:
         number = int(config.sweep_job)
         overrides, wanted = about["jobs"][number]["overrides"], about["jobs"][number]["identity"]
-    else:
-        number, overrides = int(hydra.job.num), list(hydra.overrides.task)
-        wanted = identity(config)
+        refused = ""
     job = Job(number, settings_of(overrides, about["swept"]), "waiting")
+    if refused:
+        job = replace(job, status="refused", line=refused)
+        write_job(folder, job)
+        _say(about, job, f"refused: {refused}")
+        return None
     found = find(folder, wanted)
     if found is not None:
         job = replace(job, run=found.name)
@@ -70,6 +78,26 @@ def run_job(config: DictConfig) -> float | None:
         said = said if objective is None else f"{said}, validation k-NN {objective:.4g}"
     _say(about, job, f"{job.status}: {said}" if job.line else said)
     return objective
+
+
+def _proposed(about: dict[str, Any], overrides: list[str]) -> list[str]:
+    """The job's overrides from those that a search gave to Hydra, under neutral names."""
+    given = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
+    return [*about["fixed"], *(f"{key}={given[name]}" for name, key in about["search"].items())]
+
+
+def _identified(about: dict[str, Any], overrides: list[str]) -> tuple[str, str]:
+    """The job's identity, or why it is refused."""
+    config = about["config"]
+    # composing would clear the state of the Hydra around
+    around = GlobalHydra.instance().hydra
+    try:
+        checked = check(config["name"], overrides, search_path=config["search_path"], conf=Path(config["conf"]))
+        return identity(checked.config), ""
+    except UserError as error:
+        return "", " ".join(str(error).split())
+    finally:
+        GlobalHydra.instance().hydra = around
 
 
 def _run(folder: Path, about: dict[str, Any], job: Job, found: Found | None, overrides: list[str], cwd: str) -> Job:
