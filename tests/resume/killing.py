@@ -18,6 +18,9 @@ from safetensors.torch import load_file
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["selfdistill.runner"])
 
+# It needs the gradient of the step before, which would make a checkpoint larger by the model; nothing acts on it.
+NOT_STORED = "gradient_signal"
+
 Kill = tuple[str, int]
 """A phase, and which of the times that it is reached."""
 
@@ -225,14 +228,14 @@ def _summary(run: Path) -> dict[str, Any]:
 
 def _rows(run: Path) -> list[dict[str, str]]:
     with open(run / "metrics.csv", encoding="utf-8", newline="") as file:
-        # the gradient of the step before the checkpoint, which that one figure needs, is not stored
-        return [{k: v for k, v in row.items() if v and k != "monitor/gradient_signal"} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if v and k != f"monitor/{NOT_STORED}"} for row in csv.DictReader(file)]
 
 
 def _differing(a: Any, b: Any, where: str = "") -> list[str]:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return [] if torch.equal(a, b) and a.dtype == b.dtype else [where]
     if isinstance(a, dict) and isinstance(b, dict):
+        a, b = ({key: value for key, value in side.items() if key != NOT_STORED} for side in (a, b))
         odd = [f"{where}/{key} in one only" for key in a.keys() ^ b.keys()]
         return odd + [line for key in a.keys() & b.keys() for line in _differing(a[key], b[key], f"{where}/{key}")]
     if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):

@@ -1,4 +1,4 @@
-"""Killed with SIGKILL in every phase of a run, continued each time, and in the end bit for bit the uninterrupted one."""
+"""Killed with SIGKILL in every phase of a run, continued, and in the end bit for bit the uninterrupted one."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def killed_and_continued(overrides: list[str], folder: Path, kills: list[Kill]) 
 def test_killed_six_times(whole: Path, tmp_path: Path) -> None:
     killed_and_continued(["method=dino_like", *SHORT], tmp_path / "run", EARLY)
     assert differences(whole, tmp_path / "run") == []
-    assert not [path for path in (tmp_path / "run").rglob("part-*")]
+    assert not list((tmp_path / "run").rglob("part-*"))
 
 
 @pytest.mark.slow
