@@ -152,9 +152,11 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         "seed": config.seed,
     }
     if unsaved is not None:
+        if figures:
+            print(figures_table(figures))
         raise UserError(
             f"hydra.run.dir: {folder} cannot be written ({unsaved}): the training ended, its last state is lost; "
-            f"make room and continue with ckpt_path={folder}" + (f"\n{figures_table(figures)}" if figures else "")
+            f"make room and continue with ckpt_path={folder}"
         )
     if trainer.is_global_zero:
         facts = run_facts(datamodule.source, plain, figures=figures, step=steps)

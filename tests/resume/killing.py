@@ -7,8 +7,9 @@ import io
 import json
 import multiprocessing
 import os
+import resource
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,45 @@ SERVER.set_forkserver_preload(["selfdistill.runner"])
 # It needs the gradient of the step before, which would make a checkpoint larger by the model; nothing acts on it.
 NOT_STORED = "gradient_signal"
 
+# Accumulation, a ragged last one (two and a half steps an epoch), and a checkpoint after every step.
+SHORT = (
+    "trainer.max_epochs=2",
+    "trainer.limit_train_batches=5",
+    "trainer.accumulate_grad_batches=2",
+    "trainer.limit_val_batches=1",
+    "trainer.log_every_n_steps=1",
+    "evaluation.draws=1",
+    "evaluation.k=1",
+    "data.batch_size=16",
+    "callbacks.last.every_n_train_steps=1",
+    "callbacks.collapse_monitor.every=2",
+)
 Kill = tuple[str, int]
 """A phase, and which of the times that it is reached."""
 
 
-def train(overrides: Sequence[str], folder: Path, kill: Kill | None = None, before: Callable[[], None] = bool) -> int:
-    """The exit code of a run in ``folder``, negative for the signal that killed it; it speaks in ``<folder>.log``."""
-    process = SERVER.Process(target=_train, args=(list(overrides), folder, kill, before))
+def train(
+    overrides: Sequence[str],
+    folder: Path,
+    kill: Kill | None = None,
+    *,
+    with_signal: int = signal.SIGKILL,
+    full_from: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> int:
+    """The exit code of a run in ``folder``, negative for the signal that killed it; it speaks in ``<folder>.log``.
+
+    Args:
+        overrides: of the command.
+        folder: of the run.
+        kill: where it sends itself ``with_signal``.
+        with_signal: the signal.
+        full_from: the checkpoint from which on no file can grow beyond 20 kB, as on a disk that is full.
+        environment: variables that are added.
+    """
+    process = SERVER.Process(
+        target=_train, args=(list(overrides), folder, kill, with_signal, full_from, dict(environment or {}))
+    )
     process.start()
     process.join()
     assert process.exitcode is not None
@@ -38,7 +71,15 @@ def said(folder: Path) -> str:
     return folder.with_suffix(".log").read_text(encoding="utf-8")
 
 
-def _train(overrides: list[str], folder: Path, kill: Kill | None, before: Callable[[], None]) -> None:
+def _train(
+    overrides: list[str],
+    folder: Path,
+    kill: Kill | None,
+    with_signal: int,
+    full_from: int | None,
+    environment: dict[str, str],
+) -> None:
+    os.environ |= environment
     folder.parent.mkdir(parents=True, exist_ok=True)
     log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
@@ -48,8 +89,9 @@ def _train(overrides: list[str], folder: Path, kill: Kill | None, before: Callab
     from selfdistill.runner import fit
 
     if kill is not None:
-        PHASES[kill[0]](Countdown(kill[1]))
-    before()
+        PHASES[kill[0]](Countdown(kill[1], with_signal))
+    if full_from is not None:
+        _before(lambda: _io().AtomicCheckpointIO, "save_checkpoint")(Full(full_from))
     try:
         config = check("train", overrides).config
         config.run_dir = str(folder)
@@ -61,10 +103,11 @@ def _train(overrides: list[str], folder: Path, kill: Kill | None, before: Callab
 
 
 class Countdown:
-    """Kills the process at the ``left``-th call."""
+    """Sends a signal to this process at the ``left``-th call."""
 
-    def __init__(self, left: int) -> None:
+    def __init__(self, left: int, number: int = signal.SIGKILL) -> None:
         self.left = left
+        self.number = number
 
     def __call__(self) -> None:
         if self.due():
@@ -74,9 +117,14 @@ class Countdown:
         self.left -= 1
         return self.left == 0
 
-    @staticmethod
-    def kill() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def kill(self) -> None:
+        os.kill(os.getpid(), self.number)
+
+
+class Full(Countdown):
+    def kill(self) -> None:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
 
 
 def _before(owner: Any, name: str) -> Callable[[Countdown], None]:

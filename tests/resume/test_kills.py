@@ -7,21 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from killing import PHASES, Kill, differences, said, train
+from killing import PHASES, SHORT, Kill, differences, said, train
 
-# Accumulation, a ragged last one (two and a half steps an epoch), and a checkpoint after every step.
-SHORT = (
-    "trainer.max_epochs=2",
-    "trainer.limit_train_batches=5",
-    "trainer.accumulate_grad_batches=2",
-    "trainer.limit_val_batches=1",
-    "trainer.log_every_n_steps=1",
-    "evaluation.draws=1",
-    "evaluation.k=1",
-    "data.batch_size=16",
-    "callbacks.last.every_n_train_steps=1",
-    "callbacks.collapse_monitor.every=2",
-)
 EARLY: list[Kill] = [
     ("forward", 2),  # half of an accumulation, no checkpoint yet
     ("between teacher and commit", 2),
