@@ -39,7 +39,15 @@ Kill = tuple[str, int]
 """A phase, and which of the times that it is reached."""
 
 
-def train(
+def train(overrides: Sequence[str], folder: Path, kill: Kill | None = None, **how: Any) -> int:
+    """The exit code of a run, negative for the signal that killed it; see :func:`start`."""
+    process = start(overrides, folder, kill, **how)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def start(
     overrides: Sequence[str],
     folder: Path,
     kill: Kill | None = None,
@@ -47,8 +55,9 @@ def train(
     with_signal: int = signal.SIGKILL,
     full_from: int | None = None,
     environment: Mapping[str, str] | None = None,
-) -> int:
-    """The exit code of a run in ``folder``, negative for the signal that killed it; it speaks in ``<folder>.log``.
+    phases: Path | None = None,
+) -> Any:
+    """A process with a run in ``folder``, which speaks in ``<folder>.log``.
 
     Args:
         overrides: of the command.
@@ -57,14 +66,13 @@ def train(
         with_signal: the signal.
         full_from: the checkpoint from which on no file can grow beyond 20 kB, as on a disk that is full.
         environment: variables that are added.
+        phases: a file of 32 bytes, in which stands what the run does at the moment.
     """
     process = SERVER.Process(
-        target=_train, args=(list(overrides), folder, kill, with_signal, full_from, dict(environment or {}))
+        target=_train, args=(list(overrides), folder, kill, with_signal, full_from, dict(environment or {}), phases)
     )
     process.start()
-    process.join()
-    assert process.exitcode is not None
-    return process.exitcode
+    return process
 
 
 def said(folder: Path) -> str:
@@ -78,6 +86,7 @@ def _train(
     with_signal: int,
     full_from: int | None,
     environment: dict[str, str],
+    phases: Path | None,
 ) -> None:
     os.environ |= environment
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +99,8 @@ def _train(
 
     if kill is not None:
         PHASES[kill[0]](Countdown(kill[1], with_signal))
+    if phases is not None:
+        _tell_phases(phases)
     if full_from is not None:
         _before(lambda: _io().AtomicCheckpointIO, "save_checkpoint")(Full(full_from))
     try:
@@ -228,6 +239,45 @@ def _runner() -> Any:
     from selfdistill import runner
 
     return runner
+
+
+def _tell_phases(file: Path) -> None:
+    from selfdistill.callbacks import OnlineKNN
+
+    handle = os.open(file, os.O_WRONLY)
+    stack = ["set-up"]
+
+    def show() -> None:
+        os.pwrite(handle, stack[-1].encode().ljust(32), 0)
+
+    def tell(owner: Any, name: str, phase: str) -> None:
+        original = getattr(owner, name)
+
+        def told(*args: Any, **kwargs: Any) -> Any:
+            stack.append(phase)
+            show()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                stack.pop()
+                show()
+
+        setattr(owner, name, told)
+
+    def begin(*_: Any) -> None:
+        stack[0] = "backward and between steps"
+        show()
+
+    _history().on_train_epoch_start = begin
+    tell(_module(), "training_step", "forward")
+    tell(_module(), "on_before_optimizer_step", "optimizer step")
+    tell(_update(), "on_train_batch_end", "teacher")
+    tell(_module(), "validation_step", "validation")
+    tell(OnlineKNN, "on_validation_epoch_end", "validation")
+    tell(_io().AtomicCheckpointIO, "save_checkpoint", "checkpoint")
+    tell(_runner(), "backbone_figures", "figures")
+    tell(_runner(), "export_backbone", "files at the end")
+    tell(_runner(), "write_report", "files at the end")
 
 
 PHASES: dict[str, Callable[[Countdown], None]] = {
