@@ -55,7 +55,7 @@ def test_leaves_what_it_says(whole: tuple[Path, str]) -> None:
         "backbone.safetensors.md",
     }
     assert {p.name for p in folder.iterdir()} >= left
-    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert {p.name for p in (folder / "checkpoints").iterdir()} == {"last.ckpt", "previous.ckpt", "best.ckpt"}
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     assert set(summary["figures"]) == {"trained", "raw_pixels", "initial"}
     for figures in summary["figures"].values():

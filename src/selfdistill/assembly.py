@@ -13,10 +13,12 @@ import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 
-from selfdistill.callbacks import EpochLines, GracefulInterrupt, ProgressBar, TeacherUpdate
+from selfdistill.callbacks import EpochLines, GracefulInterrupt, History, ProgressBar, TeacherUpdate
 from selfdistill.checkpoint import foreign_target, read_checkpoint
+from selfdistill.checkpoint_io import LAST, AtomicCheckpointIO
 from selfdistill.config import UserError
 from selfdistill.data import DataModule, Split
 from selfdistill.data.sources import SPLITS
@@ -139,15 +141,18 @@ def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
     """The callbacks of the group, what shows progress, and last the teacher's update."""
     named = [instantiate(value) for value in config.callbacks.values() if value is not None]
     shown = ProgressBar() if config.trainer.enable_progress_bar and sys.stdout.isatty() else EpochLines()
-    stop = GracefulInterrupt(folder / "checkpoints" / "last.ckpt")
-    return [*named, shown, RefreshReport(folder), TeacherUpdate(), stop]
+    stop = GracefulInterrupt(folder / "checkpoints" / LAST)
+    return [*named, shown, RefreshReport(folder), TeacherUpdate(), History(), stop]
 
 
 def build_trainer(config: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
     """The Trainer of ``config.trainer``; what Lightning refuses is said in one line."""
     try:
         bar = config.trainer.enable_progress_bar and any(isinstance(c, ProgressBar) for c in callbacks)
-        return instantiate(config.trainer, callbacks=callbacks, logger=False, enable_progress_bar=bar)
+        trainer: L.Trainer = instantiate(config.trainer, callbacks=callbacks, logger=False, enable_progress_bar=bar)
     except InstantiationException as error:
         reason = str(error.__cause__ or error).split("\n")[0]
         raise UserError(f"trainer: {reason}") from error
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    return trainer

@@ -169,8 +169,10 @@ def check_paths(plain: Mapping[str, Any]) -> None:
     """
     paths = dict(flatten(plain))
     for key in ("ckpt_path", "teacher.checkpoint"):
-        if paths.get(key) is not None and not Path(paths[key]).is_file():
-            raise UserError(f"{key}: {paths[key]!r} given, no such file; allowed is <run>/checkpoints/last.ckpt")
+        folder = key == "ckpt_path" and (paths.get(key) == "auto" or Path(str(paths.get(key))).is_dir())
+        if paths.get(key) is not None and not folder and not Path(paths[key]).is_file():
+            also = ", a run's folder or auto" if key == "ckpt_path" else ""
+            raise UserError(f"{key}: {paths[key]!r} given, no such file; allowed is <run>/checkpoints/last.ckpt{also}")
     root = paths.get("data.root")
     url = re.match(r"\w{2,}:", str(root))
     if root is not None and not url and not paths.get("data.download") and not Path(root).is_dir():
