@@ -1,8 +1,8 @@
-"""Micro-batches whose gradients are added."""
+"""Micro-batches that make one optimizer step."""
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
@@ -26,8 +26,22 @@ class Window:
         return accumulated * images[0] / sum(images) if images else 1.0
 
 
-def keep_statistics(network: nn.Module, kept: bool) -> None:
-    """Whether batch norms of ``network`` count what they see: what is run again for its gradient counted before."""
-    for part in network.modules():
-        if isinstance(part, _BatchNorm) and part.running_mean is not None:
-            part.track_running_stats = kept
+class HeldStatistics:
+    """Keeps batch norms from counting again what is run again for its gradient."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[_BatchNorm, float | None, Tensor | None]] = []
+
+    def hold(self, network: nn.Module) -> None:
+        """Running statistics of ``network`` stay as they are from now on."""
+        for part in network.modules():
+            if isinstance(part, _BatchNorm) and part.running_mean is not None:
+                count = part.num_batches_tracked
+                self._held.append((part, part.momentum, count))
+                part.momentum, part.num_batches_tracked = 0.0, None if count is None else count.clone()
+
+    def release(self) -> None:
+        """They follow the batches again."""
+        for part, momentum, count in self._held:
+            part.momentum, part.num_batches_tracked = momentum, count
+        self._held = []

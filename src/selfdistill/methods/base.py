@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from selfdistill.data import ResumableLoader
 from selfdistill.divergences import Divergence
-from selfdistill.methods.accumulation import Window, keep_statistics
+from selfdistill.methods.accumulation import HeldStatistics, Window
 from selfdistill.methods.compatibility import Accepts, accepted_divergence, check_parts, check_precision
 from selfdistill.methods.coupling import approximated
 from selfdistill.methods.finite import FiniteGuard
@@ -96,7 +96,7 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         """Plain values stored in every checkpoint (the runner puts the resolved config here)."""
         self.micro_batch_size: int | None = None
         """Images that networks see at a time, where a batch has more (``accumulate=exact``); None: all."""
-        self._window = Window()
+        self._window, self._statistics = Window(), HeldStatistics()
         self._observable: tuple[Views, P, T] | None = None
         self._guard = FiniteGuard()
         for objective in self.objectives.values():
@@ -222,13 +222,14 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         }
 
     def on_before_backward(self, loss: Tensor) -> None:
-        keep_statistics(self, False)
+        if self.micro_batch_size is not None or self.student.backbone.recomputes:
+            self._statistics.hold(self)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         super().backward(loss if self._weight == 1 else loss * self._weight, *args, **kwargs)
 
     def on_after_backward(self) -> None:
-        keep_statistics(self, True)
+        self._statistics.release()
         if self._observable is None:
             return
         views, predictions, targets = self._observable

@@ -34,11 +34,13 @@ class Backbone(nn.Module, ABC):
     Attributes:
         dim: D, the width of ``Features.pooled``.
         has_tokens: whether patch tokens exist, so that masks, ``keep`` and patch targets can be used.
+        recomputes: whether activations are computed again for the backward pass.
         depth: number of blocks (or stages) that ``layers`` can index.
     """
 
     dim: int
     has_tokens: bool = False
+    recomputes: bool = False
     depth: int = 0
 
     @abstractmethod

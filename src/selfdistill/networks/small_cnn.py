@@ -35,13 +35,12 @@ class SmallCNN(Backbone):
         self.widths = tuple(widths)
         self.dim = widths[-1]
         self.depth = len(widths)
-        self.checkpointing = False
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
     def checkpoint_activations(self) -> None:
-        self.checkpointing = True
+        self.recomputes = True
 
     def layer_dims(self, layers: Sequence[int]) -> list[int]:
         return [self.widths[i] for i in block_positions(layers, self.depth)]
@@ -59,7 +58,7 @@ class SmallCNN(Backbone):
         wanted = block_positions(layers, self.depth)
         taps: dict[int, Tensor] = {}
         x = images
-        checkpointing = self.checkpointing and torch.is_grad_enabled()
+        checkpointing = self.recomputes and torch.is_grad_enabled()
         for i, stage in enumerate(self.stages):
             x = checkpoint(stage, x, use_reentrant=False) if checkpointing else stage(x)
             if i in wanted:

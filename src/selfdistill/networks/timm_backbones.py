@@ -36,6 +36,7 @@ class TimmViT(Backbone):
 
     def checkpoint_activations(self) -> None:
         self.model.set_grad_checkpointing()
+        self.recomputes = True
 
     def layer_dims(self, layers: Sequence[int]) -> list[int]:
         return [self.dim for _ in block_positions(layers, self.depth)]
@@ -93,6 +94,7 @@ class TimmBackbone(Backbone):
             self.model.set_grad_checkpointing()
         except (AttributeError, AssertionError):  # timm has it, or asserts that it is not asked for
             super().checkpoint_activations()
+        self.recomputes = True
 
     def layer_dims(self, layers: Sequence[int]) -> list[int]:
         infos = list(self.model.feature_info)
