@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,9 @@ def without_batch_statistics(module: nn.Module) -> None:
             without_batch_statistics(part)
 
 
-def trained(module: Module, batches: list[Views], tmp_path: Path, **settings: Any) -> Steps:
+def trained(
+    module: Module, batches: list[Views], tmp_path: Path, callbacks: Sequence[L.Callback] = (), **settings: Any
+) -> Steps:
     watch = Watch()
     trainer = L.Trainer(
         accelerator="cpu",
@@ -95,7 +98,7 @@ def trained(module: Module, batches: list[Views], tmp_path: Path, **settings: An
         enable_model_summary=False,
         max_epochs=1,
         log_every_n_steps=1,
-        callbacks=[TeacherUpdate(), watch],
+        callbacks=[TeacherUpdate(), watch, *callbacks],
         **settings,
     )
     trainer.fit(module, DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch))  # type: ignore[arg-type]
