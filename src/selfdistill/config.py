@@ -88,6 +88,14 @@ RULES: dict[str, Range] = {
     r"trainer\.log_every_n_steps": Range(1, whole=True),
 }
 
+# Keys that take one of a few values.
+CHOICES: dict[str, tuple[str | bool, ...]] = {
+    "accumulate": ("plain", "exact"),
+    "compile": (False, True),
+    "channels_last": (False, True),
+    "trainer.activation_checkpointing": (False, True),
+}
+
 
 @dataclass
 class Checked:
@@ -154,6 +162,9 @@ def check_values(plain: Mapping[str, Any]) -> None:
         UserError: naming the key, the value and the range.
     """
     for path, value in flatten(plain):
+        choices = CHOICES.get(path, ())
+        if choices and (type(value), value) not in [(type(choice), choice) for choice in choices]:
+            raise UserError(f"{path}: {value!r} given, allowed is {' or '.join(str(c).lower() for c in choices)}")
         rule = _rule(path)
         if rule is None or isinstance(value, dict):
             continue

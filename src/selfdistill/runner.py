@@ -22,7 +22,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from selfdistill import __version__
-from selfdistill.assembly import build_callbacks, build_data, build_method, build_trainer, try_backbone
+from selfdistill.assembly import (
+    build_callbacks,
+    build_data,
+    build_method,
+    build_trainer,
+    set_execution,
+    try_backbone,
+)
 from selfdistill.callbacks import (
     CollapseError,
     CollapseMonitor,
@@ -89,6 +96,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     module = build_method(config)
     module.provenance = {"config": plain, "version": __version__}
     try_backbone(module, datamodule)
+    set_execution(config, module)
     continued = None if config.ckpt_path is None else find(config.ckpt_path, folder)
     if continued is not None:
         check_fits(continued, module)

@@ -44,6 +44,7 @@ class DataModule(L.LightningDataModule):
         labelled: whose labels training batches have, the others' being -1: a share of each class (float), a number of
             images a class (int), all (None). The same ones whatever the seed; evaluation uses all labels.
         on_error: what an image that cannot be read leads to: ``raise``, or ``skip``, see `SkippingImages`.
+        micro_batches: how many of ``batch_size`` make a training batch; the last of an epoch may have fewer.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class DataModule(L.LightningDataModule):
         drop_last: bool = True,
         labelled: float | None = None,
         on_error: OnError = "raise",
+        micro_batches: int = 1,
     ) -> None:
         super().__init__()
         check_labelled(labelled)
@@ -65,6 +67,7 @@ class DataModule(L.LightningDataModule):
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
             ("num_workers", num_workers, 0),
+            ("micro_batches", micro_batches, 1),
         ):
             if value < least:
                 raise ValueError(f"data.{name}={value} is not allowed; it must be at least {least}")
@@ -79,6 +82,7 @@ class DataModule(L.LightningDataModule):
         self.drop_last = drop_last
         self._labelled_part = labelled
         self.on_error = on_error
+        self.micro_batches = micro_batches
         self._splits: dict[Split, Images] = {}
         self._train_loader: ResumableLoader | None = None
 
@@ -155,7 +159,12 @@ class DataModule(L.LightningDataModule):
         stored = train.images if isinstance(train, SkippingImages) else train
         permutation = stored.permutation if isinstance(stored, ShardImages) else None
         order = ResumableBatchSampler(
-            len(train), self.batch_size, self.seed, drop_last=self.drop_last, permutation=permutation
+            len(train),
+            self.batch_size * self.micro_batches,
+            self.seed,
+            drop_last=self.drop_last,
+            permutation=permutation,
+            unit=self.batch_size,
         )
         loader = ResumableLoader(batches, order, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
         loader.trainer = self.trainer
