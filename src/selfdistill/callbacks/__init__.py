@@ -3,6 +3,7 @@
 from selfdistill.callbacks.collapse_monitor import CollapseError, CollapseMonitor
 from selfdistill.callbacks.collapse_signs import Thresholds
 from selfdistill.callbacks.collapse_verdict import Alarm
+from selfdistill.callbacks.cost import CostMeter
 from selfdistill.callbacks.interrupt import GracefulInterrupt, TrainingInterrupted
 from selfdistill.callbacks.online_evaluation import OnlineKNN
 from selfdistill.callbacks.online_probe import OnlineProbe
@@ -14,6 +15,7 @@ __all__ = [
     "Alarm",
     "CollapseError",
     "CollapseMonitor",
+    "CostMeter",
     "EpochLines",
     "GracefulInterrupt",
     "OnlineKNN",
