@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from selfdistill.assembly import build_method
 from selfdistill.clock import Clock
@@ -35,8 +35,7 @@ class Planned:
     def __init__(self, config: DictConfig) -> None:
         self.config = config = config.copy()
         # values do not matter, and need not be had
-        OmegaConf.update(config, "backbone.pretrained", False)
-        OmegaConf.update(config, "backbone.checkpoint", None)
+        config.backbone = {key: v for key, v in config.backbone.items() if key not in ("pretrained", "checkpoint")}
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             self.module = build_method(config)
         # lengths in epochs need some; what is counted does not depend on them
