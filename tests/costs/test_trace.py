@@ -10,7 +10,7 @@ from selfdistill.costs.trace import Trace
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_bytes_live_and_die_with_their_storage(device: str) -> None:
-    given = torch.empty(5, device=device)
+    given, kept = torch.empty(5, device=device), torch.empty(3, device=device)
     with Trace() as trace:
         trace.ignore(given)
         view = given[1:]
@@ -25,6 +25,10 @@ def test_bytes_live_and_die_with_their_storage(device: str) -> None:
         del second, third
         assert (trace.alive, trace.peak) == (0, 80)
         view += 1
+        assert trace.alive == 0
+        trace.adopt(kept)
+        assert trace.alive == 12
+        del kept
         assert trace.alive == 0
 
 

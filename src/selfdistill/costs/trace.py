@@ -30,6 +30,11 @@ class Trace(TorchDispatchMode):
         for tensor in tensors:
             self._watch(tensor, 0)
 
+    def adopt(self, *tensors: Tensor) -> None:
+        """Count these, which were there before, until they are freed."""
+        for tensor in tensors:
+            self._watch(tensor, tensor.untyped_storage().nbytes())
+
     def add_flops(self, flops: int) -> None:
         self.flops += flops
 
