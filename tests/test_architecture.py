@@ -18,17 +18,17 @@ LEVELS = [
     {"networks", "heads"},
     {"targets", "divergences", "regularizers", "optim", "teacher"},
     {"objectives", "methods"},
-    {"callbacks", "evaluation", "export"},
+    {"callbacks", "evaluation", "export", "costs"},
     {"config"},
     {"checkpoint", "report", "resume"},
     {"assembly"},
-    {"restore"},
+    {"restore", "estimate"},
     {"runner"},
     {"tasks", "preview"},
     {"cli"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
-KNOW_HYDRA = {"config", "assembly", "report", "restore", "runner", "tasks", "preview", "cli"}
+KNOW_HYDRA = {"config", "assembly", "estimate", "report", "restore", "runner", "tasks", "preview", "cli"}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.name != "__init__.py")
 
 

@@ -33,6 +33,7 @@ from selfdistill.assembly import (
 from selfdistill.callbacks import (
     CollapseError,
     CollapseMonitor,
+    CostMeter,
     OnlineKNN,
     OnlineProbe,
     TeacherUpdate,
@@ -40,6 +41,8 @@ from selfdistill.callbacks import (
 )
 from selfdistill.checkpoint_io import LAST, AtomicCheckpointIO
 from selfdistill.config import UserError, check_values, resolved
+from selfdistill.costs.table import as_plain, measured_line
+from selfdistill.estimate import answer, predicted
 from selfdistill.evaluation.figures import Figures, backbone_figures, figures_table, pixel_figures
 from selfdistill.export import export_backbone, run_facts
 from selfdistill.files import write_text
@@ -67,6 +70,9 @@ def fit(config: DictConfig) -> float | None:
         return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["validation_knn"]
     try:
         with clear_errors():
+            if config.get("cost_only"):
+                _tell_cost(config, folder)
+                return None
             return _fit(config, folder)
     except UserError:
         _remove_if_empty(folder)
@@ -121,8 +127,10 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     else:
         trainer.limit_val_batches = 0
         print("k-NN and final figures are off: the data has no labels")
+    cost = None
     if trainer.is_global_zero:
         print(f"views: made {datamodule.engine_choice}")
+        cost = predicted(config)
     started = time.perf_counter()
     try:
         checkpoint = None if continued is None else str(continued.path)
@@ -143,6 +151,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     monitor = next((c for c in callbacks if isinstance(c, CollapseMonitor)), None)
     online = next((c for c in callbacks if isinstance(c, OnlineKNN)), None)
     probe = next((c for c in callbacks if isinstance(c, OnlineProbe)), None)
+    meter = next(c for c in callbacks if isinstance(c, CostMeter))
     summary = {
         "method": HydraConfig.get().runtime.choices.get("method") if HydraConfig.initialized() else None,
         "figures": figures,
@@ -153,6 +162,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         "alarms": [] if monitor is None else [asdict(alarm) for alarm in monitor.alarms],
         "mends": [] if monitor is None else monitor.mends,
         "seconds": {"train": round(seconds, 3), "data_wait": round(datamodule.seconds_waited, 3)},
+        "cost": {"predicted": None if cost is None else as_plain(cost), "measured": meter.measured},
         "optimizer_steps": steps,
         "continued": None if continued is None else {"from": str(continued.path), "step": continued.step},
         "unreadable_images": len(datamodule.unreadable),
@@ -173,10 +183,22 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         if figures:
             source = type(datamodule.source).__name__
             print(f"\n{source}, test split, {module.evaluates} network\n\n{figures_table(figures)}\n")
+        if cost is not None and (line := measured_line(cost, meter.measured)):
+            print(line)
         spent = f"{seconds:.0f} s, {datamodule.seconds_waited / seconds:.1%} of it waiting for data"
         print(f"collapse: {summary['collapse'] or 'none seen'}    training: {spent}    run: {folder}")
         print(f"report: {write_report(folder)}")
     return summary["validation_knn"]
+
+
+def _tell_cost(config: DictConfig, folder: Path) -> None:
+    plain = resolved(config)
+    check_values(plain)
+    OmegaConf.resolve(config)
+    try:
+        print(answer(config))
+    finally:
+        _remove_if_empty(folder)
 
 
 def tell_unreadable(names: list[str], file: Path) -> None:

@@ -4,6 +4,7 @@ from selfdistill.callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from selfdistill.callbacks.collapse_monitor import CollapseError, CollapseMonitor
 from selfdistill.callbacks.collapse_signs import Thresholds
 from selfdistill.callbacks.collapse_verdict import Alarm
+from selfdistill.callbacks.cost import CostMeter
 from selfdistill.callbacks.history import History
 from selfdistill.callbacks.interrupt import GracefulInterrupt, TrainingInterrupted
 from selfdistill.callbacks.online_evaluation import OnlineKNN
@@ -17,6 +18,7 @@ __all__ = [
     "BestCheckpoint",
     "CollapseError",
     "CollapseMonitor",
+    "CostMeter",
     "EpochLines",
     "GracefulInterrupt",
     "History",
