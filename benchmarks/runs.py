@@ -34,6 +34,7 @@ def folder_of(overrides: Sequence[str], ignore: Sequence[str] = ()) -> Path:
         ignore: settings or groups that a finished run need not share, with dots.
     """
     plain = check("train", overrides).plain
+    plain.pop("deterministic")  # trainer.deterministic repeats it
     for path in ignore:
         *parents, last = path.split(".")
         node = plain
