@@ -70,6 +70,7 @@ RULES: dict[str, Range] = {
     r"weights\.\w+": Range(0, typical=_TYPICAL_WEIGHT),
     r"data\.(batch_size|eval_batch_size)": Range(1, whole=True),
     r"data\.num_workers": Range(0, whole=True),
+    r"data\.limit": Range(1, whole=True, also=(None,)),
     r"student\.noise": Range(0),
     r"backbone\.drop_path": Range(0, 0.99),
     r"evaluation\.(k|draws)": Range(1, whole=True),

@@ -36,7 +36,7 @@ _GIVEN: dict[str, dict[str, str]] = {
     },
     "data": {"recipe": "views", "seed": "seed"},
     "teacher": {"network": "teacher.checkpoint"},
-    "trainer": {"callbacks": "callbacks", "logger": "logger"},
+    "trainer": {"callbacks": "callbacks", "logger": "logger", "overfit_batches": "data.limit"},
 }
 # Groups of things with names of their own; and a mapping of the names of loss terms.
 _NAMED = {"callbacks", "logger", "objective", "protocol"}
