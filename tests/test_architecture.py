@@ -19,7 +19,11 @@ LEVELS = [
     {"targets", "divergences", "regularizers", "optim", "teacher"},
     {"objectives", "methods"},
     {"callbacks", "evaluation", "export", "costs"},
-    {"config"},
+    {"errors", "signatures"},
+    {"kinds", "ranges"},
+    {"unread"},
+    {"schema"},
+    {"config", "help"},
     {"checkpoint", "report", "resume"},
     {"assembly"},
     {"restore", "estimate"},
@@ -28,7 +32,20 @@ LEVELS = [
     {"cli"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
-KNOW_HYDRA = {"config", "assembly", "estimate", "report", "restore", "runner", "tasks", "preview", "cli"}
+KNOW_HYDRA = {
+    "errors",
+    "schema",
+    "unread",
+    "config",
+    "assembly",
+    "estimate",
+    "report",
+    "restore",
+    "runner",
+    "tasks",
+    "preview",
+    "cli",
+}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.name != "__init__.py")
 
 

@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from selfdistill.config import UserError, check, resolved
+from selfdistill.help import help_text
 
 _HOMES = {
     "fit": "selfdistill.runner",
@@ -38,7 +39,9 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
     own_errors = "HYDRA_FULL_ERROR" not in os.environ
     # Hydra would print its own report; with this it lets the exception through to here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    passes = arguments.help or arguments.hydra_help or arguments.info or arguments.cfg
+    if arguments.help:
+        return print(help_text(config_name))
+    passes = arguments.hydra_help or arguments.info or arguments.cfg
     passes = passes or arguments.shell_completion or arguments.config_path
     try:
         if not passes:
