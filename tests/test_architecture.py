@@ -28,7 +28,7 @@ LEVELS = [
     {"assembly"},
     {"restore", "estimate"},
     {"runner"},
-    {"tasks", "preview"},
+    {"tasks", "preview", "sweeps"},
     {"cli"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
@@ -44,6 +44,7 @@ KNOW_HYDRA = {
     "runner",
     "tasks",
     "preview",
+    "sweeps",
     "cli",
 }
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.name != "__init__.py")

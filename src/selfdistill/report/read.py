@@ -64,7 +64,7 @@ def read_run(folder: Path, alarms: list[dict[str, Any]] | None = None) -> Run:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         if (folder / "provenance.json").is_file():
             provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        series = _series(folder / "metrics.csv")
+        series = read_series(folder / "metrics.csv")
     except (YAMLError, ValueError, AssertionError, OSError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"run: {str(folder)!r} given, its files cannot be read ({said}); make the run again") from None
@@ -74,7 +74,7 @@ def read_run(folder: Path, alarms: list[dict[str, Any]] | None = None) -> Run:
     return Run(folder.resolve().name, config, _defaults(summary.get("method")), summary, series, provenance, alarms)
 
 
-def _series(file: Path) -> dict[str, Series]:
+def read_series(file: Path) -> dict[str, Series]:
     found: dict[str, Series] = {}
     if not file.is_file():
         return found
