@@ -15,7 +15,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from selfdistill.callbacks import EpochLines, GracefulInterrupt, ProgressBar, TeacherUpdate
+from selfdistill.callbacks import EpochLines, GracefulInterrupt, ProgressBar, TeacherUpdate, TemperatureLog
 from selfdistill.checkpoint import foreign_target, read_checkpoint
 from selfdistill.config import UserError
 from selfdistill.data import DataModule, Split
@@ -140,7 +140,7 @@ def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
     named = [instantiate(value) for value in config.callbacks.values() if value is not None]
     shown = ProgressBar() if config.trainer.enable_progress_bar and sys.stdout.isatty() else EpochLines()
     stop = GracefulInterrupt(folder / "checkpoints" / "last.ckpt")
-    return [*named, shown, RefreshReport(folder), TeacherUpdate(), stop]
+    return [*named, shown, TemperatureLog(), RefreshReport(folder), TeacherUpdate(), stop]
 
 
 def build_trainer(config: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:

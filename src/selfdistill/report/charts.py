@@ -30,7 +30,7 @@ class Mark:
     text: str
 
 
-def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[Mark] = ()) -> str:
+def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[Mark] = (), look: str = "") -> str:
     """A figure: a line for each entry of ``lines`` over the optimizer step, labelled at its end.
 
     Args:
@@ -38,6 +38,7 @@ def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[
         unit: what the vertical axis is counted in.
         lines: by label; none of them empty.
         marks: drawn over the whole height.
+        look: what to look for, below the chart.
     """
     points = [point for series in lines.values() for point in series]
     steps = [step for step, _ in points] + [mark.step for mark in marks]
@@ -95,9 +96,10 @@ def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[
             f'<text x="{right + 13}" y="{end + 4:.1f}">{escape(label)}</text></g>'
         )
     spoken = escape(f"{title} in {unit} over the optimizer step: {', '.join(lines)}")
+    below = f"<p class=look>{escape(look)}</p>" if look else ""
     return (
         f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {_WIDTH} {height}" role="img" '
-        f'aria-label="{spoken}">{"".join(drawn)}</svg></figure>'
+        f'aria-label="{spoken}">{"".join(drawn)}</svg>{below}</figure>'
     )
 
 

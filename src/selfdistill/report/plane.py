@@ -55,5 +55,7 @@ def plane(alignment: Series, uniformity: Series) -> str:
     drawn.append(f'<g class="line few" style="--c:var(--c0)"><polyline points="{way}"/>{told}{ends}</g>')
     return (
         f'<figure><figcaption>Alignment and uniformity</figcaption><svg viewBox="0 0 {width} {height}" role=img '
-        f'aria-label="alignment against uniformity, a point a measurement">{"".join(drawn)}</svg></figure>'
+        f'aria-label="alignment against uniformity, a point a measurement">{"".join(drawn)}</svg>'
+        "<p class=look>Down and left is better: views of an image close (alignment), images spread (uniformity). "
+        "Down-left and back up: a collapse.</p></figure>"
     )
