@@ -42,7 +42,8 @@ def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[
     """
     points = [point for series in lines.values() for point in series]
     steps = [step for step, _ in points] + [mark.step for mark in marks]
-    x_low, x_high = padded(min(steps), max(steps))
+    # from the start of the run, so that charts can be read beside each other
+    x_low, x_high = padded(0 if 0 < min(steps) < 0.25 * max(steps) else min(steps), max(steps))
     values = [value for _, value in points]
     y_ticks = ticks(*padded(min(values), max(values)))
     y_low, y_high = min(y_ticks[0], *values), max(y_ticks[-1], *values)
@@ -64,7 +65,7 @@ def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[
     ]
     drawn += [
         f'<text class="tick" text-anchor="middle" x="{x(v):.1f}" y="{bottom + 15}">{said(v)}</text>'
-        for v in ticks(x_low, x_high, 4)
+        for v in ticks(x_low, x_high)
         if x_low <= v <= x_high
     ]
     drawn.append(f'<text class="axis" x="{(_LEFT + right) / 2}" y="{height - 4}">optimizer step</text>')
@@ -120,7 +121,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def said(value: float) -> str:
-    return f"{value:,.6g}" if abs(value) < 1e5 else f"{value / 1000:,.6g}k"
+    return (f"{value:,.6g}" if abs(value) < 1e5 else f"{value / 1000:,.6g}k").replace("-", "−")
 
 
 def thinned(series: Series, most: int) -> Series:

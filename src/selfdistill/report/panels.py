@@ -32,7 +32,8 @@ def views(pictures: Pictures) -> str:
         _sheet(pictures, panel, "views")
         + "<p class=look>The first images of training and the views that the networks were given. Their content "
         "should still be told by eye: what augmentation destroys cannot be learned. Blue covers masked patches, other "
-        "colours the blocks to predict. s: the student sees it, t: the teacher.</p>" + "".join(rows)
+        "colours the blocks to predict. s: the student sees it, t: the teacher.</p>"
+        f"<div class=rows>{''.join(rows)}</div>"
     )
 
 
@@ -57,8 +58,8 @@ def neighbours(pictures: Pictures) -> str:
     return (
         _sheet(pictures, panel, "neighbours")
         + f"<p class=look>Left a test image, then the nearest of {panel['bank']:,} training images by cosine, with "
-        "their classes. Orange frames: another class. Neighbours should share what the picture shows, not its brightness "
-        "or its place.</p>"
+        "their classes. Orange frames: another class. Neighbours should share what the picture shows, not its "
+        "brightness or its place.</p>"
         f"<h3>One test image of a class</h3><div class=pairs>{''.join(rows[:typical])}</div>"
         + (sure if rows[typical:] else "")
     )
@@ -95,7 +96,8 @@ def attention(pictures: Pictures) -> str:
         _sheet(pictures, panel, "attention")
         + f"<p class=look>Attention of the last block ({escape(panel['who'])}) over the patches of test images; yellow "
         "is most, each map by its own range. Heads should differ and follow the object; all heads alike, or the same "
-        "pattern for every image, is a sign of collapse.</p>" + "".join(rows)
+        "pattern for every image, is a sign of collapse.</p>"
+        f"<div class=rows>{''.join(rows)}</div>"
     )
 
 

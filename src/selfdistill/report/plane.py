@@ -5,7 +5,7 @@ from __future__ import annotations
 from selfdistill.report.charts import padded, said, thinned, ticks
 from selfdistill.report.read import Series
 
-_SIZE, _LEFT, _RIGHT, _TOP, _BOTTOM = (368, 230), 60, 24, 14, 36
+_SIZE, _LEFT, _RIGHT, _TOP, _BOTTOM = (368, 210), 60, 24, 14, 36
 
 
 def plane(alignment: Series, uniformity: Series) -> str:

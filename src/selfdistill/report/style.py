@@ -18,9 +18,10 @@ h2 { margin: 2rem 0 .5rem; font-size: 1.15rem; }
 .verdict { margin: .75rem 0; padding: .5rem .75rem; border-left: 4px solid var(--good); font-size: 1.1rem; }
 .verdict.bad { border-color: var(--bad); }
 .facts { margin: .25rem 0; color: var(--soft); font-size: .875rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 16px;
-  align-items: end; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); gap: 16px; }
 figure { margin: 0; min-width: 0; }
+.charts figure { display: grid; grid-template-rows: subgrid; grid-row: span 3; row-gap: 2px; align-items: end; }
+.charts .look { align-self: start; }
 figcaption { font-weight: 600; font-size: .9rem; }
 svg { display: block; width: 100%; height: auto; font-size: 11px; }
 svg text { fill: var(--ink); }
@@ -36,10 +37,13 @@ svg .axis { text-anchor: middle; }
 .mark text { fill: var(--bad); stroke: var(--paper); stroke-width: 4; paint-order: stroke; }
 .look { margin: .25rem 0 .75rem; max-width: 46rem; color: var(--soft); font-size: .85rem; line-height: 1.4; }
 figure .look { margin: .15rem 0 0; }
-.formula { margin: .25rem 0 .75rem; }
+.formula { margin: .25rem 0; }
+sub { font-size: .7em; line-height: 0; }
 h3 { margin: 1rem 0 .35rem; font-size: .9rem; }
 .sheet { position: absolute; }
-.tiles { display: flex; flex-wrap: wrap; gap: 8px; margin-bottom: 12px; }
+.rows { display: flex; flex-wrap: wrap; gap: 12px 28px; }
+.tiles { display: flex; flex-wrap: wrap; gap: 8px; }
+.pairs .tiles { margin-bottom: 8px; }
 .tile { width: 64px; }
 .tile svg { border-radius: 3px; image-rendering: pixelated; outline: 1px solid var(--rule); }
 .tile.asked { margin-right: 6px; }
