@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from torch import nn
 
-from selfdistill.schedules import Schedule
+from selfdistill.schedules import ConstantSchedule, Schedule
 
 
 class TemperatureLog(L.Callback):
@@ -31,8 +31,8 @@ class TemperatureLog(L.Callback):
 
 
 def temperatures(module: nn.Module) -> Iterator[tuple[str, Schedule]]:
-    """Name, with the path of the part that it belongs to, and schedule of every temperature in ``module``."""
+    """Every temperature in ``module`` but those that stay 1, by its name with the path of its part."""
     for path, part in module.named_modules():
         for name, value in vars(part).items():
-            if name.endswith("temperature") and isinstance(value, Schedule):
+            if name.endswith("temperature") and isinstance(value, Schedule) and value != ConstantSchedule(1.0):
                 yield f"{path}.{name}".lstrip("."), value

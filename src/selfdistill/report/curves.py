@@ -97,7 +97,11 @@ _TEACHER = (
 def curves(run: Run) -> str:
     """Loss terms, accuracy, momentum, temperatures and learning rate."""
     terms = {name: name.removeprefix("train/") for name in run.series if name.startswith("train/")}
-    warmth = {name: name.removeprefix("temperature/") for name in run.series if name.startswith("temperature/")}
+    warmth = {
+        name: name.removeprefix("temperature/").replace("_temperature", "").replace("_", " ")
+        for name in run.series
+        if name.startswith("temperature/")
+    }
     loss = Chart(
         "Training loss",
         "loss",
@@ -107,7 +111,7 @@ def curves(run: Run) -> str:
     temperatures = Chart(
         "Temperatures",
         "temperature τ",
-        {name: label.replace("_temperature", "").replace("_", " ") for name, label in warmth.items()},
+        dict(sorted(warmth.items(), key=lambda one: one[1] != "student")),
         "Lower is sharper; a teacher has to be sharper than its student.",
     )
     accuracy, momentum, rate = _CURVES

@@ -30,9 +30,10 @@ def views(pictures: Pictures) -> str:
     ]
     return (
         _sheet(pictures, panel, "views")
-        + "<p class=look>The first images of training and the views that the networks were given. Their content "
-        "should still be told by eye: what augmentation destroys cannot be learned. Blue covers masked patches, other "
-        "colours the blocks to predict. s: the student sees it, t: the teacher.</p>"
+        + "<p class=look>The first images of training and the views that the networks were given, with masks as "
+        "training draws them. What they show should still be told by eye: what augmentation destroys cannot be "
+        "learned. Blue covers masked patches, other colours the blocks to predict. s: the student sees it, t: the "
+        "teacher.</p>"
         f"<div class=rows>{''.join(rows)}</div>"
     )
 

@@ -49,7 +49,8 @@ def plane(alignment: Series, uniformity: Series) -> str:
         for place, (step, a, u) in enumerate(shown)
     )
     ends = "".join(
-        f'<text x="{x(a):.1f}" y="{y(u) - 8 if y(u) > 40 else y(u) + 18:.1f}" text-anchor="middle">{name}</text>'
+        f'<text x="{min(max(x(a), _LEFT + 16), width - 16):.1f}" y="{y(u) - 8 if y(u) > 40 else y(u) + 18:.1f}" '
+        f'text-anchor="middle">{name}</text>'
         for name, (_, a, u) in (("start", shown[0]), ("end", shown[-1]))
     )
     drawn.append(f'<g class="line few" style="--c:var(--c0)"><polyline points="{way}"/>{told}{ends}</g>')

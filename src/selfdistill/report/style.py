@@ -38,6 +38,8 @@ svg .axis { text-anchor: middle; }
 .look { margin: .25rem 0 .75rem; max-width: 46rem; color: var(--soft); font-size: .85rem; line-height: 1.4; }
 figure .look { margin: .15rem 0 0; }
 .formula { margin: .25rem 0; }
+.formula + .scroll { margin-top: .5rem; }
+.scroll + .scroll { margin-top: 1rem; }
 sub { font-size: .7em; line-height: 0; }
 h3 { margin: 1rem 0 .35rem; font-size: .9rem; }
 .sheet { position: absolute; }

@@ -19,7 +19,8 @@ _BLOCKS = ((0.90, 0.62, 0.0, 0.6), (0.34, 0.71, 0.91, 0.6), (0.0, 0.62, 0.45, 0.
 def first_views(datamodule: DataModule, images: int) -> tuple[list[str], list[Tensor]]:
     """The first training images of the first epoch as they are stored, and every view of them, as training drew it.
 
-    The data module's own loader, its counters and the random state stay as they are.
+    Masks are drawn for these images alone, while training shares them out over a whole batch. The data module's own
+    loader, its counters and the random state stay as they are.
 
     Returns:
         A title for each column, "stored" first, of two lines: size and who sees it; and the columns, ``[images, C, h,
