@@ -26,11 +26,23 @@ SECTIONS = [
     *("Attention", "Cost", "Configuration", "Versions"),
 ]
 SERIES = {
-    **{"train/loss": 4.0, "train/a_term_with_a_long_name": 1.0, "val/knn": 0.5, "val/probe": 0.6},
-    **{"teacher/momentum": 0.99, "temperature/student_temperature": 0.1, "optimizer/lr": 1e-4},
-    **{"monitor/std": 0.5, "monitor/rank": 9.0, "monitor/prototype_entropy": 0.8, "monitor/prototype_sharpness": 0.3},
-    **{"monitor/prototype_information": 0.2, "monitor/alignment": 0.3, "monitor/uniformity": -2.0},
-    **{"monitor/teacher_age": 20.0, "monitor/teacher_distance": 0.1, "monitor/agreement": 0.9},
+    "train/loss": 4.0,
+    "train/a_term_with_a_long_name": 1.0,
+    "val/knn": 0.5,
+    "val/probe": 0.6,
+    "teacher/momentum": 0.99,
+    "temperature/student_temperature": 0.1,
+    "optimizer/lr": 1e-4,
+    "monitor/std": 0.5,
+    "monitor/rank": 9.0,
+    "monitor/prototype_entropy": 0.8,
+    "monitor/prototype_sharpness": 0.3,
+    "monitor/prototype_information": 0.2,
+    "monitor/alignment": 0.3,
+    "monitor/uniformity": -2.0,
+    "monitor/teacher_age": 20.0,
+    "monitor/teacher_distance": 0.1,
+    "monitor/agreement": 0.9,
 }
 ALARM = {"kind": "dimensional", "step": 40, "since": 20, "line": "dimensional since step 20: few directions; mend: …"}
 COST = {
@@ -38,7 +50,7 @@ COST = {
     "measured": {"memory_bytes": 2**24},
     "device": "cpu",
 }
-# What the page is asked once it is laid out; the answer is read from the dumped document.
+# What the page is asked once it is laid out; its answer goes to the document around it.
 QUESTIONS = """<script>addEventListener("load", () => {
   const box = e => { const r = e.getBoundingClientRect(); return [r.left, r.top, r.width, r.height].map(Math.round); };
   const text = document.querySelectorAll("svg text, figcaption, .look, h2, th");
@@ -52,9 +64,14 @@ QUESTIONS = """<script>addEventListener("load", () => {
       return r.left < s.left - 1 || r.right > s.right + 1; }).map(t => t.textContent),
     small: [...text].filter(t => parseFloat(getComputedStyle(t).fontSize) < 10.5).map(t => t.textContent),
   };
-  const pre = document.createElement("pre"); pre.id = "answer"; pre.textContent = JSON.stringify(answer);
-  document.body.append(pre);
+  parent.postMessage(JSON.stringify(answer), "*");
 });</script>"""
+# A window is at least 500 pixels wide, a frame in it as wide as a phone.
+AROUND = """<!DOCTYPE html><script>addEventListener("message", message => {
+  const pre = document.createElement("pre"); pre.id = "answer"; pre.textContent = message.data;
+  document.body.append(pre);
+});</script>
+<body style="margin: 0"><iframe src="asking.html" style="border: 0; width: %dpx; height: 9000px"></iframe>"""
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +109,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(folder)
 
 
-def asked(chromium: str, page: Path, folder: Path, width: int, dark: bool, *more: str) -> str:
+def asked(chromium: str, page: Path, folder: Path, dark: bool, *more: str) -> str:
     """Standard output and error of a headless browser that has the page open."""
     line = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
-    line += [f"--user-data-dir={folder}", f"--window-size={width},900", "--virtual-time-budget=5000"]
+    line += [f"--user-data-dir={folder}", "--window-size=1300,9000", "--virtual-time-budget=5000"]
     line += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", *more, page.as_uri()]
     done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr, done.stderr
@@ -108,7 +125,9 @@ def test_every_panel_is_seen(width: int, dark: bool, chromium: str, page: Path, 
     text = page.read_text(encoding="utf-8")
     asking = tmp_path / "asking.html"
     asking.write_text(text.replace("</body>", f"{QUESTIONS}</body>"), encoding="utf-8")
-    document = asked(chromium, asking, tmp_path / "profile", width, dark, "--dump-dom")
+    around = tmp_path / "around.html"
+    around.write_text(AROUND % width, encoding="utf-8")
+    document = asked(chromium, around, tmp_path / "profile", dark, "--dump-dom")
     answer: dict[str, Any] = json.loads(unescape(re.findall(r'<pre id="answer">(.*?)</pre>', document)[0]))
 
     assert answer["inner"] == width
@@ -127,7 +146,7 @@ def test_every_panel_is_seen(width: int, dark: bool, chromium: str, page: Path, 
     assert (light < other) is dark
 
     picture = tmp_path / "page.png"
-    asked(chromium, page, tmp_path / "profile", width, dark, f"--screenshot={picture}", f"--window-size={width},{9000}")
+    asked(chromium, around, tmp_path / "profile", dark, f"--screenshot={picture}")
     shown = np.asarray(Image.open(picture).convert("L")).astype(int)
     for left, top, across, down in (*charts, tiles[0], tiles[-1]):
         part = shown[top : top + down, left : left + across]
@@ -138,4 +157,4 @@ def test_an_error_would_be_noticed(chromium: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken.html"
     broken.write_text("<script>undefined_name()</script>", encoding="utf-8")
     with pytest.raises(AssertionError, match="undefined_name is not defined"):
-        asked(chromium, broken, tmp_path / "profile", 390, False, "--dump-dom")
+        asked(chromium, broken, tmp_path / "profile", False, "--dump-dom")

@@ -15,7 +15,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 78, 10, 36
 # The right margin holds the names of the lines, and grows with them up to this.
 _WIDEST = 170
 _ROW = 13
-_LETTER = 6.0
+_LETTER = 6.6
 # Points that are drawn of a line, those of them that tell their value, and how many at most are seen as dots.
 _DRAWN, _TOLD, _DOTS = 300, 60, 12
 

@@ -9,7 +9,7 @@ from statistics import median
 
 from selfdistill.report.charts import padded
 
-_WIDTH, _HEIGHT, _EDGE, _FOOT = 368, 300, 14, 22
+_WIDTH, _HEIGHT, _EDGE, _FOOT = 368, 300, 14, 26
 
 CLASSES = 10
 """Classes that have a colour: the page defines ``--k0`` … ``--k9``; images of further ones are grey."""
@@ -53,7 +53,7 @@ def scatter(title: str, axes: tuple[str, str], points: Sequence[Sequence[float]]
     middle = (_EDGE + bottom) / 2
     written = (
         f'<text class="axis" x="{(_FOOT + right) / 2}" y="{_HEIGHT - 2}">{escape(across)}</text>'
-        f'<text class="axis" transform="rotate(-90 8 {middle})" x="8" y="{middle}">{escape(up)}</text>'
+        f'<text class="axis" transform="rotate(-90 11 {middle})" x="11" y="{middle}">{escape(up)}</text>'
         if across
         else ""
     )
