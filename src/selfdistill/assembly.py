@@ -16,7 +16,15 @@ from hydra.utils import instantiate
 from lightning.fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 
-from selfdistill.callbacks import CostMeter, EpochLines, GracefulInterrupt, History, ProgressBar, TeacherUpdate
+from selfdistill.callbacks import (
+    CostMeter,
+    EpochLines,
+    GracefulInterrupt,
+    History,
+    ProgressBar,
+    TeacherUpdate,
+    TemperatureLog,
+)
 from selfdistill.checkpoint import foreign_target, read_checkpoint
 from selfdistill.checkpoint_io import LAST, AtomicCheckpointIO
 from selfdistill.config import UserError
@@ -168,7 +176,7 @@ def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
     named = [instantiate(value) for value in config.callbacks.values() if value is not None]
     shown = ProgressBar() if config.trainer.enable_progress_bar and sys.stdout.isatty() else EpochLines()
     stop = GracefulInterrupt(folder / "checkpoints" / LAST)
-    return [*named, shown, CostMeter(), RefreshReport(folder), TeacherUpdate(), History(), stop]
+    return [*named, shown, CostMeter(), TemperatureLog(), RefreshReport(folder), TeacherUpdate(), History(), stop]
 
 
 def build_trainer(config: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:

@@ -11,6 +11,7 @@ from selfdistill.callbacks.online_evaluation import OnlineKNN
 from selfdistill.callbacks.online_probe import OnlineProbe
 from selfdistill.callbacks.progress import EpochLines, ProgressBar
 from selfdistill.callbacks.random_state import RandomState
+from selfdistill.callbacks.temperatures import TemperatureLog
 from selfdistill.teacher import TeacherUpdate
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ProgressBar",
     "RandomState",
     "TeacherUpdate",
+    "TemperatureLog",
     "Thresholds",
     "TrainingInterrupted",
 ]
