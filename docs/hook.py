@@ -1,0 +1,29 @@
+"""MkDocs calls these: formulas become MathML, marks become tables and pictures, names link to the reference."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from generate import expand, formula
+from mkdocs.exceptions import PluginError
+
+_DIRECTIVE = re.compile(r"^::: (\S+)$", re.MULTILINE)
+_NAME = re.compile(r"(?<!\[)`(selfdistill\.[\w.]+)`")
+
+
+def on_config(config: Any) -> Any:
+    fences = {"name": "math", "class": "formula", "format": formula.fence}
+    config["mdx_configs"].setdefault("pymdownx.superfences", {})["custom_fences"] = [fences]
+    return config
+
+
+def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
+    try:
+        markdown = expand(markdown, Path(page.file.src_uri).stem, page.meta)
+    except ValueError as error:
+        raise PluginError(str(error)) from None
+    pages = Path(config["docs_dir"], "reference").glob("*.md")
+    known = {name for path in pages for name in _DIRECTIVE.findall(path.read_text(encoding="utf-8"))}
+    return _NAME.sub(lambda m: f"[`{m[1].rsplit('.', 1)[1]}`][{m[1]}]" if m[1] in known else m[0], markdown)
