@@ -11,10 +11,14 @@ from mkdocs.exceptions import PluginError
 
 _DIRECTIVE = re.compile(r"^::: (\S+)$", re.MULTILINE)
 _NAME = re.compile(r"(?<!\[)`(selfdistill\.[\w.]+)`")
+# sections that take every page of a folder, those that mkdocs.yml does not name after the others
+_OPEN = {"Concepts": "concepts", "How to": "how_to"}
 
 
 def on_config(config: Any) -> Any:
     fences = {"name": "math", "class": "formula", "format": formula.fence}
+    for section, folder in _OPEN.items():
+        _complete(config["nav"], section, folder, Path(config["docs_dir"]))
     config["mdx_configs"].setdefault("pymdownx.superfences", {})["custom_fences"] = [fences]
     return config
 
@@ -27,3 +31,10 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
     pages = Path(config["docs_dir"], "reference").glob("*.md")
     known = {name for path in pages for name in _DIRECTIVE.findall(path.read_text(encoding="utf-8"))}
     return _NAME.sub(lambda m: f"[`{m[1].rsplit('.', 1)[1]}`][{m[1]}]" if m[1] in known else m[0], markdown)
+
+
+def _complete(nav: list[Any], section: str, folder: str, docs: Path) -> None:
+    entries = next(entry[section] for entry in nav if section in entry)
+    named = {next(iter(entry.values())) for entry in entries}
+    paths = (path.relative_to(docs).as_posix() for path in sorted((docs / folder).glob("*.md")))
+    entries += [path for path in paths if path not in named]

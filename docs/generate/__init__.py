@@ -22,6 +22,8 @@ INSERTS: dict[str, Insert] = {
     "collapses": lambda name, _, meta: results.collapses(name),
     "results": lambda _, argument, meta: results.body(argument),
     "remarks": lambda _, argument, meta: results.remarks(argument),
+    "contents": lambda *_: results.contents(),
+    "missed": lambda *_: results.missed(),
     "methods": lambda *_: overview.methods(),
     "file": lambda _, argument, meta: _file(argument),
 }

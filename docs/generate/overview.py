@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import yaml
+
 from generate import results, settings
 
 PAGES = Path(__file__).parents[1] / "methods"

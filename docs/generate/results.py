@@ -6,6 +6,8 @@ import re
 from functools import cache
 from pathlib import Path
 
+from markdown.extensions.toc import slugify
+
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "RESULTS.md"
 _SECTION = re.compile(r"<!-- begin (.+?) -->\n(.*?)<!-- end \1 -->", re.DOTALL)
 _REMARK = re.compile(r"^#### (.+?)\n(.*?)(?=^#|^<!--|\Z)", re.MULTILINE | re.DOTALL)
@@ -71,8 +73,8 @@ def figures(method: str) -> str:
     seconds = next(row["training, s"] for row in tables("seconds digits")[0] if row["method"] == f"`{method}`")
     alarms = f"; the collapse monitor raised an alarm in {own['alarms']} of them" if own["alarms"] else ""
     return (
-        f"Digits, test split, backbone `{own['backbone']}`, mean ± standard deviation over three seeds{alarms}. One run "
-        f"trains for {seconds} s on two CPU cores.\n\n"
+        f"Digits, test split, backbone `{own['backbone']}`, mean ± standard deviation over three seeds{alarms}. One "
+        f"run trains for {seconds} s on two CPU cores.\n\n"
         + grid(
             chosen,
             {"method": "representation", "k-NN": "k-NN", "linear": "linear", "1-shot": "1-shot", "5-shot": "5-shot"},
@@ -90,12 +92,36 @@ def collapses(method: str) -> str:
         row["collapsed"] = "**yes**" if end <= start else "no"
     alarms = next(row["false alarms"] for row in healthy if row["method"] == f"`{method}`")
     return (
-        "Measured in 30 epochs on digits, seed 0: k-NN on the test split from start to end of the run, beside that of the "
-        "unbroken one. A run has collapsed where it ends at or below its start.\n\n"
+        "Measured in 30 epochs on digits, seed 0: k-NN on the test split from start to end of the run, beside that of "
+        "the unbroken one. A run has collapsed where it ends at or below its start.\n\n"
         + grid(
             own,
-            {"broken": "broken", "k-NN": "k-NN", "healthy": "unbroken", "collapsed": "collapsed", "alarm": "alarm @ step"}
+            {
+                "broken": "broken",
+                "k-NN": "k-NN",
+                "healthy": "unbroken",
+                "collapsed": "collapsed",
+                "alarm": "alarm @ step",
+            }
             | {"after rollback": "after `action=rollback`"},
         )
         + f"\n\nAlarms in healthy runs: {alarms}. All runs: [the atlas](../results.md#collapse-atlas)."
     )
+
+
+def missed() -> str:
+    """Every row of RESULTS.md that says of itself that what was asked for was not reached."""
+    rows = []
+    for name in sections():
+        for row in (row for table in tables(name) for row in table if row.get("reached") == "no"):
+            found = row.get("found") or row["speed (quartiles)"]
+            title = re.search(r"^### (.+)$", section(name), re.MULTILINE)
+            assert title is not None
+            rows.append({"where": title[1], "what": next(iter(row.values())), "found": found, "asked": row["asked"]})
+    return grid(rows, {"where": "table", "what": "work", "found": "found", "asked": "asked"})
+
+
+def contents() -> str:
+    """Every table of RESULTS.md, linked."""
+    titles = re.findall(r"^### (.+)$", RESULTS.read_text(encoding="utf-8"), re.MULTILINE)
+    return "\n".join(f"- [{title}](results.md#{slugify(title, '-')})" for title in titles)

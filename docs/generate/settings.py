@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from generate import docstrings
-
 from selfdistill.config import CONF, check
 
 _OURS = {"_target_", "_convert_", "paper"}
 # what the paper's recipe says beside the method's own arguments
 _RECIPE = {
-    "teacher": ["momentum", "momentum_end", "shape", "mode"],
-    "optimizer": ["name", "lr", "lr_end", "weight_decay", "weight_decay_end", "scaling", "warmup", "clip", "clip_mode"]
-    + ["freeze", "lr_multipliers", "constant_lr"],
+    "teacher": "momentum momentum_end shape mode",
+    "optimizer": "name lr lr_end weight_decay weight_decay_end scaling warmup clip clip_mode freeze lr_multipliers "
+    "constant_lr",
 }
 _OTHERS = {
     "backbone.name": "the network",
@@ -47,7 +46,7 @@ def table(method: str, meta: Mapping[str, Any]) -> str:
             continue
         published = f"{_show(there)} (ours: not checked against the paper)" if key in unchecked else _show(there)
         rows.append(f"| `{key}` | {_show(here)} | {published} | {meaning} |")
-    return "\n".join(rows)
+    return '<div class="settings" markdown>\n\n' + "\n".join(rows) + "\n\n</div>"
 
 
 def _meanings(method: str, small: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -58,9 +57,9 @@ def _meanings(method: str, small: Mapping[str, Any]) -> list[tuple[str, str]]:
     if small["teacher"]["_target_"].endswith("ema"):
         policy = docstrings.arguments("teacher/policy.py", "TeacherPolicy", "ema")
         policy["mode"] = "whether it sees batch statistics (`train`) or running ones (`eval`)"
-        rows += [(f"teacher.{key}", policy[key]) for key in _RECIPE["teacher"]]
+        rows += [(f"teacher.{key}", policy[key]) for key in _RECIPE["teacher"].split()]
     recipe = docstrings.arguments("optim/recipe.py", "OptimizerRecipe")
-    rows += [(f"optimizer.{key}", recipe[key]) for key in _RECIPE["optimizer"]]
+    rows += [(f"optimizer.{key}", recipe[key]) for key in _RECIPE["optimizer"].split()]
     return [*rows, *_OTHERS.items()]
 
 
