@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src" / "selfdistill"
-_ROLE = re.compile(r":(?:class|meth|func|mod):`~?([^`]+)`")
+_ROLE = re.compile(r":\w+:`~?([^`]+)`")
 
 
 def plain(text: str) -> str:

@@ -31,7 +31,7 @@ def svg(spec: Mapping[str, Any], name: str) -> str:
     parts += _follows(spec.get("follows", "moving average"), lefts, widths, mirrored)
     middle = (_ROWS["student"] + _ROWS["teacher"] + _HEIGHT) / 2
     parts.append(_box("loss", loss_left, middle - 13 - 10 * len(loss), loss_width, 26 + 20 * len(loss), loss))
-    height = _ROWS["teacher"] + _HEIGHT + _MARGIN
+    height = _ROWS["teacher"] + _HEIGHT + 18 + _MARGIN
     if "state" in spec:
         last = len(rows[1]) - 1
         parts += _state(spec, lefts[last] + widths[last] / 2, loss_left + loss_width / 2, middle + 13 + 10 * len(loss))
@@ -90,9 +90,10 @@ def _row(
     into = middle + (26 if kind == "student" else -26)
     bend = loss_left - 22
     if kind == "teacher":
-        # two strokes across the line: no gradient flows back
-        parts.append(f'<path class="stop" d="M{end + 6:.0f} {middle + 8:.0f}l6 -16m4 16l6 -16"/>')
-        parts.append(_note(end + 6, middle + 24, "no gradient", "start"))
+        # two strokes across the line, beyond the frame: no gradient flows back
+        beyond = end + (15 if len(row) == mirrored + 1 else 6)
+        parts.append(f'<path class="stop" d="M{beyond:.0f} {middle + 8:.0f}l6 -16m4 16l6 -16"/>')
+        parts.append(_note(beyond, middle + 24, "no gradient", "start"))
     parts.append(_arrow([(end, middle), (bend, middle), (bend, into), (loss_left - 3, into)]))
     return parts
 

@@ -61,7 +61,12 @@ def tables(name: str) -> list[list[Row]]:
 def grid(rows: list[Row], columns: dict[str, str]) -> str:
     """A Markdown table of ``columns`` (key of a row: its heading)."""
     lines = ["| " + " | ".join(columns.values()) + " |", "|---" * len(columns) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row.get(key, "") for key in columns) + " |" for row in rows)])
+    return "\n".join([*lines, *("| " + " | ".join(_whole(row.get(key, "")) for key in columns) + " |" for row in rows)])
+
+
+def _whole(cell: str) -> str:
+    """With spaces that do not break, where a number would be torn apart."""
+    return cell.replace(" ± ", "\u00a0±\u00a0").replace(" → ", "\u00a0→\u00a0")
 
 
 def figures(method: str) -> str:

@@ -119,7 +119,7 @@ def test_the_settings_are_those_of_the_command_and_the_paper(method: str) -> Non
 def test_figures_are_those_of_the_results(method: str) -> None:
     line = next(x for x in raw(results.RESULTS).splitlines() if x.startswith(f"| `{method}` | small_"))
     shown = next(x for x in results.figures(method).splitlines() if method in x)
-    assert [c.strip() for c in shown.split("|")[2:-1]] == [c.strip() for c in line.split("|")[3:7]]
+    assert [c.strip() for c in shown.replace("\u00a0", " ").split("|")[2:-1]] == [c.strip() for c in line.split("|")[3:7]]
     broken = [x for x in raw(results.RESULTS).splitlines() if re.match(rf"\| `{method}` \| .* → .* \| 0\.", x)]
     assert results.collapses(method).count("→") >= len(broken) > 0
 
