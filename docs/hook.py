@@ -12,7 +12,7 @@ from mkdocs.exceptions import PluginError
 _DIRECTIVE = re.compile(r"^::: (\S+)$", re.MULTILINE)
 _NAME = re.compile(r"(?<!\[)`(selfdistill\.[\w.]+)`")
 # sections that take every page of a folder, those that mkdocs.yml does not name after the others
-_OPEN = {"Concepts": "concepts", "How to": "how_to"}
+_OPEN = {"Concepts": "concepts", "Methods": "methods", "How to": "how_to"}
 
 
 def on_config(config: Any) -> Any:
@@ -35,6 +35,6 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
 
 def _complete(nav: list[Any], section: str, folder: str, docs: Path) -> None:
     entries = next(entry[section] for entry in nav if section in entry)
-    named = {next(iter(entry.values())) for entry in entries}
+    named = {entry if isinstance(entry, str) else next(iter(entry.values())) for entry in entries}
     paths = (path.relative_to(docs).as_posix() for path in sorted((docs / folder).glob("*.md")))
     entries += [path for path in paths if path not in named]
