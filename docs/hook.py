@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from generate import expand, formula
+from generate import expand, formula, reference
 from mkdocs.exceptions import PluginError
 
-_DIRECTIVE = re.compile(r"^::: (\S+)$", re.MULTILINE)
 _NAME = re.compile(r"(?<!\[)`(selfdistill\.[\w.]+)`")
 # sections that take every page of a folder, those that mkdocs.yml does not name after the others
 _OPEN = {"Concepts": "concepts", "Methods": "methods", "How to": "how_to"}
@@ -29,7 +28,7 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> st
     except ValueError as error:
         raise PluginError(str(error)) from None
     pages = Path(config["docs_dir"], "reference").glob("*.md")
-    known = {name for path in pages for name in _DIRECTIVE.findall(path.read_text(encoding="utf-8"))}
+    known = {name for path in pages for name in reference.DIRECTIVE.findall(path.read_text(encoding="utf-8"))}
     return _NAME.sub(lambda m: f"[`{m[1].rsplit('.', 1)[1]}`][{m[1]}]" if m[1] in known else m[0], markdown)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from generate import overview, picture, results, settings
+from generate import overview, picture, reference, results, settings
 
 ROOT = Path(__file__).parents[2]
 MARK = re.compile(r"^<!-- insert (\w+)(?: (.+?))? -->$", re.MULTILINE)
@@ -23,6 +23,7 @@ INSERTS: dict[str, Insert] = {
     "results": lambda _, argument, meta: results.body(argument),
     "remarks": lambda _, argument, meta: results.remarks(argument),
     "contents": lambda *_: results.contents(),
+    "others": lambda _, argument, meta: reference.others(argument),
     "missed": lambda *_: results.missed(),
     "methods": lambda *_: overview.methods(),
     "file": lambda _, argument, meta: _file(argument),

@@ -21,8 +21,8 @@ import lightning as L
 import pytest
 import torch
 from conftest import ROOT, Block, blocks
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from selfdistill.cli import _jobs
 from selfdistill.config import UserError, check
 from selfdistill.preview import preview
 from selfdistill.runner import fit
@@ -97,13 +97,27 @@ SLOW = {False: (), True: pytest.mark.slow}
 COMPOSED = [pytest.param(c, marks=SLOW[c.titled], id=_id(c)) for c in OURS]
 
 
+def _jobs(overrides: list[str]) -> list[list[str]]:
+    """The first and the last job of a sweep; of what a sweeper draws from an interval, neither."""
+    first, last = [], []
+    for text, parsed in zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True):
+        if not parsed.is_sweep_override():
+            values = [text]
+        elif parsed.is_discrete_sweep():
+            values = [f"{text.partition('=')[0]}={value}" for value in parsed.sweep_string_iterator()]
+        else:
+            continue
+        first.append(values[0])
+        last.append(values[-1])
+    return [first, last] if first != last else [first]
+
+
 @pytest.mark.parametrize("command", COMPOSED)
 def test_our_commands_compose_and_pass_the_check(command: Command, filled: Path, written: Path) -> None:
     assert command.ours
     words = command.words(filled)[3 if command.text.startswith("python") else 1 :]
     overrides, folders = _overrides(words, written)
-    jobs = _jobs(overrides) if "-m" in words else [overrides]
-    for job in (jobs[0], jobs[-1]) if len(jobs) > 1 else jobs:
+    for job in _jobs(overrides) if "-m" in words else [overrides]:
         check(command.ours, job, search_path=folders)
 
 
