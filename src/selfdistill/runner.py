@@ -38,6 +38,7 @@ from selfdistill.files import write_text
 from selfdistill.methods.finite import NonFiniteLossError
 from selfdistill.provenance import provenance
 from selfdistill.report import write_report
+from selfdistill.sharding import consolidated
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         "evaluates": module.evaluates,
         "seed": config.seed,
     }
+    module = consolidated(module, lambda: build_method(config))
     if trainer.is_global_zero:
         facts = run_facts(datamodule.source, plain, figures=figures, step=module.clock.step)
         export_backbone(module, folder / "backbone.safetensors", facts)

@@ -177,18 +177,18 @@ class OptimizerRecipe:
         members = {role: {id(p) for p in parameters} for role, parameters in (roles or {}).items()}
         self._check_roles(members)
         by_layer = layer_factors([name for name, _ in named], self.layer_decay)
-        groups: dict[tuple[float, bool, bool], list[Tensor]] = {}
+        groups: dict[tuple[float, bool, bool, bool], list[Tensor]] = {}  # the last: not among whole tensors if sharded
         for name, parameter in named:
             own = [role for role, ids in members.items() if id(parameter) in ids]
             factor = math.prod((by_layer[name], *(self.lr_multipliers.get(role, 1.0) for role in own)))
             excluded = {kind_of(name, parameter), *(f"role:{role}" for role in own)}
             decays = excluded.isdisjoint(self.decay_exclude)
             constant = not set(own).isdisjoint(self.constant_lr)
-            groups.setdefault((factor, decays, constant), []).append(parameter)
+            groups.setdefault((factor, decays, constant, name.startswith("student.")), []).append(parameter)
         optimizer = self._optimizer(
             [
                 {"params": parameters, "lr_factor": factor, "decays": decays, "lr_constant": constant}
-                for (factor, decays, constant), parameters in groups.items()
+                for (factor, decays, constant, _), parameters in groups.items()
             ],
             fused=fused and all(parameter.device.type in ("cpu", "cuda") for _, parameter in named),
         )

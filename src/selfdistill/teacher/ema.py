@@ -9,6 +9,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from selfdistill.sharding import local
+
 Buffers = Literal["own", "copy", "ema"]
 """What happens to float buffers (batch-norm statistics): the teacher keeps its own, takes the
 student's, or averages them. Integer and bool buffers are always copied."""
@@ -52,7 +54,8 @@ class EMA:
     def __init__(self, teacher: nn.Module, student: nn.Module, buffers: Buffers = "copy") -> None:
         if buffers not in ("own", "copy", "ema"):
             raise ValueError(f"buffers: {buffers!r} given, allowed is own, copy or ema")
-        parameters = _matched(dict(teacher.named_parameters()), dict(student.named_parameters()), "parameter")
+        own = [{name: local(p) for name, p in network.named_parameters()} for network in (teacher, student)]
+        parameters = _matched(*own, "parameter")
         matched = _matched(dict(teacher.named_buffers()), dict(student.named_buffers()), "buffer")
         for name, (t, _) in parameters.items():
             if t.dtype not in (torch.float32, torch.float64):
