@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from selfdistill.config import UserError, check, resolved
-from selfdistill.processes import refuse_folders_apart, refuse_sweep
+from selfdistill.processes import is_first, refuse_folders_apart, refuse_sweep
 
 _HOMES = {
     "fit": "selfdistill.runner",
@@ -53,7 +53,7 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
             else:
                 refuse_folders_apart(arguments.overrides)
             for line in dict.fromkeys(line for each in checked for line in each.warnings):
-                if os.environ.get("LOCAL_RANK", "0") == "0":
+                if is_first():
                     print(f"warning: {line}", file=sys.stderr)
         main()
     except BrokenPipeError:

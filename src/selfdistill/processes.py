@@ -12,6 +12,11 @@ _ONE_PROCESS_LAUNCHERS = ("basic", "joblib")
 """Hydra's launchers that run the jobs of a sweep in processes of their own making, which jobs share."""
 
 
+def is_first() -> bool:
+    """Whether this is the process of a machine that speaks to the terminal; known before a process group is."""
+    return os.environ.get("LOCAL_RANK") in (None, "0") and os.environ.get("SLURM_LOCALID") in (None, "0")
+
+
 def several(plain: Mapping[str, Any]) -> bool:
     """Whether the Trainer of this configuration would start further processes by itself."""
     trainer = plain.get("trainer") or {}

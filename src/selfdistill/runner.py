@@ -185,6 +185,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     # the teacher stands in eval mode on purpose
     warnings.filterwarnings("ignore", message="Found .* module.* in eval mode at the start of training")
+    # nobody writes into what a backbone returns
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # the folder is this run's own: Hydra made it, with the log in it
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
 

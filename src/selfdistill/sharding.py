@@ -93,7 +93,7 @@ def whole(tree: object) -> object:
     Rank 0 has the result; elsewhere empty tensors stand in the place of those that were gathered.
     """
     if isinstance(tree, DTensor):
-        gathered = tree.detach().full_tensor()
+        gathered = tree.full_tensor().detach()
         return gathered.cpu() if dist.get_rank() == 0 else gathered.new_empty(0, device="cpu")
     if isinstance(tree, dict):
         return {key: whole(value) for key, value in tree.items()}

@@ -181,11 +181,30 @@ def global_batches(name: str) -> list[Views]:
     return [cut(views, slice(size)) for views, size in zip(whole, SIZES, strict=True)]
 
 
+class Save(L.Callback):
+    """Writes a checkpoint at the end of the first epoch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.path)
+
+
 def full(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def fit(name: str, devices: int, whole: list[Views], *, sharded: bool = False) -> dict[str, Tensor]:
+def fit(
+    name: str,
+    devices: int,
+    whole: list[Views],
+    *,
+    sharded: bool = False,
+    save: Path | None = None,
+    resume: Path | None = None,
+) -> dict[str, Tensor]:
     """What a run of a case leaves: the recorded steps, then the module's state, named ``state …``."""
     case = CASES[name]
     config = compose(case)
@@ -201,9 +220,9 @@ def fit(name: str, devices: int, whole: list[Views], *, sharded: bool = False) -
         accelerator="cpu", devices=devices, strategy=ShardedStrategy() if sharded else "ddp" if devices > 1 else "auto",
         max_epochs=EPOCHS, accumulate_grad_batches=micro, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0,
-        callbacks=[record, TeacherUpdate()],
+        callbacks=[record, TeacherUpdate(), *([] if save is None else [Save(save)])],
     )  # fmt: skip
-    trainer.fit(module, Loaded(whole, micro))
+    trainer.fit(module, Loaded(whole, micro), ckpt_path=resume, weights_only=resume and True)
     assert module.clock.step == EPOCHS * len(SIZES)
     values = dict(record.values)
     for key, value in module.state_dict().items():
@@ -215,7 +234,10 @@ def main(folder: Path, devices: int, kind: str, names: list[str]) -> None:
     torch.set_num_threads(1)
     batches = {name: global_batches(name) for name in names}
     for name, whole in batches.items():
-        values = fit(name, devices, whole, sharded=kind == "sharded")
+        checkpoint = folder / f"{name}.ckpt" if kind == "resumed" else None
+        values = fit(name, devices, whole, sharded=kind != "ddp", save=checkpoint)
+        if checkpoint is not None:
+            values = fit(name, devices, whole, sharded=True, resume=checkpoint)
         torch.save(values, folder / f"{name}.{rank()}.pt")
 
 

@@ -36,8 +36,8 @@ def differences(name: str, ranks: list[dict[str, Tensor]], one: dict[str, Tensor
     return found
 
 
-def check(names: tuple[str, ...], processes: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_ranks(Path(fits.__file__), processes, [str(folder), str(processes), "ddp", *names])
+def check(kind: str, names: tuple[str, ...], processes: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_ranks(Path(fits.__file__), processes, [str(folder), str(processes), kind, *names])
 
     def koleo_of_ranks(features: Tensor) -> Tensor:
         return torch.stack([koleo(part) for part in features.chunk(processes)]).mean()
@@ -53,13 +53,43 @@ def check(names: tuple[str, ...], processes: int, folder: Path, monkeypatch: pyt
 
 
 def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(QUICK, 2, tmp_path, monkeypatch)
+    check("ddp", QUICK, 2, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_every_method_equals_one_process(processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(tuple(fits.CASES), processes, tmp_path, monkeypatch)
+    check("ddp", tuple(fits.CASES), processes, tmp_path, monkeypatch)
+
+
+def test_two_processes_with_shards_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sharded students and teachers: the last layer in the head, the predictor outside the tower."""
+    check("sharded", ("byol_like",), 2, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_every_method_with_shards_equals_one_process(
+    processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check("sharded", tuple(fits.CASES), processes, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_continues_with_and_without_shards(tmp_path: Path) -> None:
+    """From the end of the first epoch: a last layer that was frozen until then, a queue's place, LARS, a predictor."""
+    names = ("dino_like", "moco_like", "byol_like", "byol_like_lars")
+    run_ranks(Path(fits.__file__), 2, [str(tmp_path), "2", "resumed", *names])
+    found = []
+    for name in names:
+        ranks = [torch.load(tmp_path / f"{name}.{rank}.pt", weights_only=True) for rank in range(2)]
+        whole = fits.global_batches(name)
+        one = fits.fit(name, 1, whole)
+        assert len(ranks[0]) < len(one)  # the steps of the second epoch only
+        after = {key: value for key, value in one.items() if key in ranks[0]}
+        found += differences(name, ranks, after)
+        found += differences(name, [fits.fit(name, 1, whole, resume=tmp_path / f"{name}.ckpt")], after)
+    assert found == []
 
 
 def test_the_comparison_sees_one_crop_that_differs() -> None:

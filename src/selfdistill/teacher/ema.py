@@ -54,8 +54,7 @@ class EMA:
     def __init__(self, teacher: nn.Module, student: nn.Module, buffers: Buffers = "copy") -> None:
         if buffers not in ("own", "copy", "ema"):
             raise ValueError(f"buffers: {buffers!r} given, allowed is own, copy or ema")
-        own = [{name: local(p) for name, p in network.named_parameters()} for network in (teacher, student)]
-        parameters = _matched(*own, "parameter")
+        parameters = _matched(_held(teacher), _held(student), "parameter")
         matched = _matched(dict(teacher.named_buffers()), dict(student.named_buffers()), "buffer")
         for name, (t, _) in parameters.items():
             if t.dtype not in (torch.float32, torch.float64):
@@ -106,6 +105,11 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
         ValueError: momentum outside [0, 1], or networks that differ (naming the parameter).
     """
     EMA(teacher, student).update(momentum)
+
+
+def _held(network: nn.Module) -> dict[str, Tensor]:
+    """The parameters by name; where they are sharded, what this process has of them."""
+    return {name: local(parameter) for name, parameter in network.named_parameters()}
 
 
 def _matched(teacher: dict[str, Tensor], student: dict[str, Tensor], kind: str) -> dict[str, tuple[Tensor, Tensor]]:
