@@ -13,18 +13,18 @@ PACKAGE = Path(__file__).parents[1] / "src" / "selfdistill"
 
 # A module may import from its own level and from lower ones (DESIGN §1, rule 1).
 LEVELS = [
-    {"data", "views", "clock", "schedules", "distributed", "files", "products", "provenance"}
+    {"data", "views", "clock", "schedules", "distributed", "files", "products", "provenance", "sharding"}
     | {"checkpoint_io", "metrics_csv"},
     {"networks", "heads"},
     {"targets", "divergences", "regularizers", "optim", "teacher"},
     {"objectives", "methods"},
-    {"callbacks", "evaluation", "export", "costs"},
+    {"callbacks", "evaluation", "export", "costs", "sharded_strategy"},
     {"errors", "signatures"},
     {"kinds", "ranges"},
     {"unread"},
     {"schema"},
     {"config", "help"},
-    {"checkpoint", "report", "resume"},
+    {"checkpoint", "report", "resume", "processes"},
     {"assembly"},
     {"restore", "estimate"},
     {"runner"},

@@ -33,6 +33,7 @@ from selfdistill.data.sources import SPLITS
 from selfdistill.evaluation.features import evaluating
 from selfdistill.methods import SelfDistillModule
 from selfdistill.methods.compatibility import check_masks, refuse_divergence
+from selfdistill.processes import check_devices, is_first, whole_statistics
 from selfdistill.report.refresh import RefreshReport
 from selfdistill.teacher import TeacherPolicy
 from selfdistill.views import ViewRecipe
@@ -181,6 +182,12 @@ def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
 
 def build_trainer(config: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
     """The Trainer of ``config.trainer``; what Lightning refuses is said in one line."""
+    check_devices(OmegaConf.to_container(config.trainer, resolve=True))  # type: ignore[arg-type]
+    if config.trainer.get("sync_batchnorm") and not whole_statistics(config.trainer):
+        config.trainer.sync_batchnorm = False
+        if is_first():
+            line = "trainer.sync_batchnorm: on a CPU each process has batch-norm statistics of its own"
+            print(f"warning: {line}", file=sys.stderr)
     try:
         bar = config.trainer.enable_progress_bar and any(isinstance(c, ProgressBar) for c in callbacks)
         settings = {key: value for key, value in config.trainer.items() if key != "activation_checkpointing"}

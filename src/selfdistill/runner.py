@@ -52,6 +52,7 @@ from selfdistill.report import write_report
 from selfdistill.report.pictures import make_pictures
 from selfdistill.report.wandb_panels import log_panels
 from selfdistill.resume import AUTO, carry_over, check_fits, find
+from selfdistill.sharding import consolidated
 
 log = logging.getLogger(__name__)
 
@@ -178,6 +179,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
             f"hydra.run.dir: {folder} cannot be written ({unsaved}): the training ended, its last state is lost; "
             f"make room and continue with ckpt_path={folder}"
         )
+    module = consolidated(module, lambda: build_method(config))
     if trainer.is_global_zero:
         facts = run_facts(datamodule.source, plain, figures=figures, step=steps)
         export_backbone(module, folder / "backbone.safetensors", facts)
@@ -242,6 +244,8 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message="Found .* module.* in eval mode at the start of training")
     # the folder is this run's own: Hydra made it, with the log in it, or an earlier part of the run
     warnings.filterwarnings("ignore", message=".* directory .* exists and is not empty")
+    # nobody writes into what a backbone returns
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 def _with_group(message: str, report: str) -> str:

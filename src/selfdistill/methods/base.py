@@ -21,6 +21,7 @@ from selfdistill.methods.compatibility import Accepts, accepted_divergence, chec
 from selfdistill.methods.coupling import approximated
 from selfdistill.methods.finite import FiniteGuard
 from selfdistill.methods.outputs import Answers, Outputs, detached
+from selfdistill.methods.sharded import shard_towers
 from selfdistill.methods.weighing import weighed
 from selfdistill.networks import Tower
 from selfdistill.objectives import Coupling, Objective
@@ -171,6 +172,10 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         if self.teacher is not None:
             self.teacher.train(mode and self.teacher_policy.mode == "train")
         return self
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            shard_towers(self, self.student, self.teacher, self.device_mesh["data_parallel"])
 
     def setup(self, stage: str) -> None:
         check_precision(str(self.trainer.precision))
