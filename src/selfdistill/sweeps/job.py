@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from selfdistill.config import UserError, check
 from selfdistill.report.sweep import Job, Status, write_job
-from selfdistill.sweeps.matching import Found, find, identity, make_room, new_name
+from selfdistill.sweeps.matching import Found, find, identity, new_name
 from selfdistill.sweeps.plan import quoted, settings_of
 
 STOP = "stop"
@@ -106,11 +106,11 @@ def _run(folder: Path, about: dict[str, Any], job: Job, found: Found | None, ove
     with _alone(folder / "locks" / name) as lock:
         if lock is None:
             return replace(job, status="interrupted", line="another process runs it")
-        checkpoint = None if found is None else make_room(folder, found)
         command = [*about["program"], *about["flags"], *overrides, quoted("hydra.run.dir", folder / name)]
-        if checkpoint is not None:
-            command.append(quoted("ckpt_path", checkpoint))
-        _say(about, job, "started" if checkpoint is None else f"goes on from {checkpoint.relative_to(folder)}")
+        if found is not None or not any(text.startswith("ckpt_path=") for text in overrides):
+            # begins the run, or goes on in its folder
+            command.append("ckpt_path=auto")
+        _say(about, job, "started" if found is None else f"goes on in {name}")
         log = folder / "jobs" / f"{job.number:03d}.log"
         code = _child(command, folder, log, lock, cwd, {"WANDB_RUN_GROUP": folder.name, "WANDB_NAME": job.label})
     return _outcome(folder, job, code, log)
