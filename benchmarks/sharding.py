@@ -88,8 +88,9 @@ def main() -> None:
         "sharding",
         "### Memory per process under `trainer=fsdp2`\n\n"
         "`python benchmarks/sharding.py`: DINO, ViT-S/16, 65,536 prototypes, AdamW, float32. MiB that the fullest "
-        "process holds between two steps, summed over its shards; activations and the block that is gathered at a time are "
-        "not in it. One process stands for `trainer=ddp` too, where each holds everything.\n\n" + table(header, rows),
+        "process holds between two steps, summed over its shards; activations and the block that is gathered at a "
+        "time are not in it. One process stands for `trainer=ddp` too, where each holds everything.\n\n"
+        + table(header, rows),
     )
 
 
