@@ -80,3 +80,17 @@ def test_one_process_continues_a_sharded_run(one: Path, runs: dict[str, Path], t
     whole, ours = (load_file(folder / "backbone.safetensors") for folder in (one, again))
     for name, value in whole.items():
         assert torch.allclose(ours[name], value, rtol=1e-4, atol=1e-5), name
+
+
+def test_a_sweep_runs_each_job_once(tmp_path: Path) -> None:
+    """Lightning starts the further processes with the command of the first: it must not be the sweep's."""
+    done = subprocess.run(
+        [sys.executable, "-m", "src.train", "-m", *SETTINGS, "debug=fast", "trainer=ddp", "trainer.devices=2",
+         "data.batch_size=64", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep"],
+        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        capture_output=True, text=True, check=False, timeout=1200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    finished = sorted(path.parent.name for path in tmp_path.rglob("summary.json"))
+    assert len(finished) == 2
+    assert done.stdout.count(": finished") == 2, done.stdout
