@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 
 from selfdistill.config import UserError, check, resolved
 from selfdistill.help import help_text
-from selfdistill.processes import is_first, refuse_folders_apart, refuse_sweep
+from selfdistill.processes import is_first, refuse_folders_apart
 
 _HOMES = {
     "fit": "selfdistill.runner",
@@ -56,10 +56,7 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
             found = [f"file://{os.path.abspath(folder)}"] if folder else []
             jobs = _jobs(arguments.overrides) if arguments.multirun else [arguments.overrides]
             checked = [check(arguments.config_name or config_name, j, search_path=found) for j in jobs]
-            if arguments.multirun:
-                for each in checked:
-                    refuse_sweep(each.plain, _launcher(arguments.overrides))
-            else:
+            if not arguments.multirun:
                 refuse_folders_apart(arguments.overrides)
             for line in dict.fromkeys(line for each in checked for line in each.warnings):
                 if is_first():
@@ -157,12 +154,6 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
         return []
     parsed = OverridesParser.create().parse_overrides(overrides)
     return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-
-
-def _launcher(overrides: list[str]) -> str:
-    """The choice of ``hydra/launcher`` on the command line."""
-    chosen = [o.partition("=")[2] for o in overrides if o.lstrip("+").startswith("hydra/launcher=")]
-    return chosen[-1] if chosen else "basic"
 
 
 def job(task: str, config: DictConfig) -> Any:
