@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             done.append((method, *killed(method, quota, Path(folder), dice)))
         print(done[-1], file=sys.stderr, flush=True)
+        write(done)
+        write(done)
+
+
+def write(done: Sequence[tuple[str, int, int, Counter[str]]]) -> None:
+    """The table of the methods so far."""
     everywhere = sum((where for *_, where in done), Counter[str]())
-    done.append(("all", sum(row[1] for row in done), sum(row[2] for row in done), everywhere))
-    rows = [[name, str(where.total()), _told(where), str(ended), str(equal)] for name, ended, equal, where in done]
+    every = ("all", sum(ended for _, ended, *_ in done), sum(equal for _, _, equal, _ in done), everywhere)
+    rows = [[name, str(met.total()), _told(met), str(ended), str(equal)] for name, ended, equal, met in [*done, every]]
     write_section(
         "kills",
         "### Killed at random moments and continued\n\n"
