@@ -73,7 +73,7 @@ def killed(method: str, quota: int, folder: Path, dice: random.Random) -> tuple[
     run = folder / "run0"
     while True:
         # once all kills are spent, the run may end
-        after = dice.uniform(0, 0.8 * took) if sum(where.values()) < quota else None
+        after = dice.uniform(0, took) if sum(where.values()) < quota else None
         met, _ = watched([*command, "ckpt_path=auto"], run, after)
         if met is not None:
             where[met] += 1
@@ -90,7 +90,7 @@ def killed(method: str, quota: int, folder: Path, dice: random.Random) -> tuple[
 
 def watched(command: list[str], run: Path, after: float | None) -> tuple[str | None, float]:
     """What the kill met, None where the run came to its end, and the processor seconds that its training took."""
-    began, seconds, took, phase = None, 0.0, 0.0, run.with_suffix(".phase")
+    began, ends, seconds, took, phase = None, False, 0.0, 0.0, run.with_suffix(".phase")
     phase.write_bytes(b"set-up".ljust(32))
     process: Any = start(command, run, phases=phase)
     while process.is_alive():
@@ -101,7 +101,8 @@ def watched(command: list[str], run: Path, after: float | None) -> tuple[str | N
             began = now
         if began is not None:
             seconds = now - began
-            took = took if met in ("figures", "files at the end") else seconds
+            ends = ends or met == "figures"
+            took = took if ends else seconds
             if after is not None and seconds >= after:
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()
