@@ -72,8 +72,8 @@ def killed(method: str, quota: int, folder: Path, dice: random.Random) -> tuple[
     _, took = watched(command, whole, None)
     run = folder / "run0"
     while True:
-        # once all kills are spent, the run may end
-        after = dice.uniform(0, took) if sum(where.values()) < quota else None
+        # soon enough that several kills fall into the training of one run; once all are spent, it may end
+        after = dice.uniform(0, 0.45 * took) if sum(where.values()) < quota else None
         met, _ = watched([*command, "ckpt_path=auto"], run, after)
         if met is not None:
             where[met] += 1
@@ -101,7 +101,7 @@ def watched(command: list[str], run: Path, after: float | None) -> tuple[str | N
             began = now
         if began is not None:
             seconds = now - began
-            ends = ends or met == "figures"
+            ends = ends or met in ("figures", "files at the end")
             took = took if ends else seconds
             if after is not None and seconds >= after:
                 os.kill(process.pid, signal.SIGKILL)
