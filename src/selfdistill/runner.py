@@ -90,7 +90,9 @@ def fit(config: DictConfig) -> float | None:
         _remove_if_empty(folder)
         raise
     except TrainingInterrupted as stop:
-        print(f"\n{stop.args[0]}", file=sys.stderr)
+        again = "" if config.ckpt_path == AUTO else f" with ckpt_path={stop.checkpoint}"
+        then = "nothing to continue" if stop.checkpoint is None else f"the same command{again} continues it"
+        print(f"\n{stop}: {then}", file=sys.stderr)
         sys.exit(128 + stop.signal_number)
 
 
