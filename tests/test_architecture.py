@@ -19,7 +19,7 @@ LEVELS = [
     {"objectives", "methods"},
     {"callbacks", "evaluation", "export"},
     {"errors", "signatures"},
-    {"kinds", "ranges"},
+    {"kinds", "ranges", "repeat"},
     {"unread"},
     {"schema"},
     {"config", "help"},

@@ -17,8 +17,9 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from selfdistill.config import UserError, check, resolved
+from selfdistill.config import CONF, UserError, check, resolved
 from selfdistill.help import help_text
+from selfdistill.repeat import stored_config
 
 _HOMES = {
     "fit": "selfdistill.runner",
@@ -42,13 +43,17 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
     if arguments.help:
         return print(help_text(config_name))
     passes = arguments.hydra_help or arguments.info or arguments.cfg
-    passes = passes or arguments.shell_completion or arguments.config_path
+    passes = passes or arguments.shell_completion
     try:
-        if not passes:
+        conf = stored_config(arguments) if config_name == "train" else None
+        if not passes and (conf or not arguments.config_path):
             folder = arguments.config_dir
             found = [f"file://{os.path.abspath(folder)}"] if folder else []
             jobs = _jobs(arguments.overrides) if arguments.multirun else [arguments.overrides]
-            warnings = [check(arguments.config_name or config_name, j, search_path=found).warnings for j in jobs]
+            warnings = [
+                check(arguments.config_name or config_name, j, search_path=found, conf=conf or CONF).warnings
+                for j in jobs
+            ]
             for line in dict.fromkeys(line for lines in warnings for line in lines):
                 print(f"warning: {line}", file=sys.stderr)
         main()

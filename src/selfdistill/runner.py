@@ -17,12 +17,13 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from selfdistill import __version__
-from selfdistill.assembly import build_callbacks, build_data, build_method, build_trainer, try_backbone
+from selfdistill.assembly import build_callbacks, build_data, build_method, build_trainer, check_limit, try_backbone
 from selfdistill.callbacks import (
     CollapseError,
     CollapseMonitor,
@@ -31,12 +32,13 @@ from selfdistill.callbacks import (
     TrainingInterrupted,
 )
 from selfdistill.checkpoint import checked_checkpoint
-from selfdistill.config import UserError, check_values, resolved
+from selfdistill.config import CONF, UserError, check_values, resolved
 from selfdistill.evaluation.figures import Figures, backbone_figures, figures_table, pixel_figures
 from selfdistill.export import export_backbone, run_facts
 from selfdistill.files import write_text
 from selfdistill.methods.finite import NonFiniteLossError
 from selfdistill.provenance import provenance
+from selfdistill.repeat import relocatable
 from selfdistill.report import write_report
 
 log = logging.getLogger(__name__)
@@ -81,6 +83,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     OmegaConf.resolve(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     datamodule = build_data(config)
+    check_limit(config, datamodule)
     module = build_method(config)
     module.provenance = {"config": plain, "version": __version__}
     try_backbone(module, datamodule)
@@ -122,7 +125,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     online = next((c for c in callbacks if isinstance(c, OnlineKNN)), None)
     probe = next((c for c in callbacks if isinstance(c, OnlineProbe)), None)
     summary = {
-        "method": HydraConfig.get().runtime.choices.get("method") if HydraConfig.initialized() else None,
+        "method": _method_name(plain["method"]["_target_"]),
         "figures": figures,
         "split": "test",
         "validation_knn": None if online is None else online.accuracy,
@@ -167,6 +170,8 @@ def clear_errors() -> Iterator[None]:
         raise
     except (NonFiniteLossError, CollapseError) as error:
         raise UserError(str(error)) from error
+    except MisconfigurationException as error:  # Lightning's word for a setting that cannot work
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     except ValueError as error:
         if (said := _said_in_worker(str(error))) is not None:
             raise UserError(said) from error
@@ -218,12 +223,22 @@ def _claim(folder: Path, config: DictConfig) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "config.yaml", "x", encoding="utf-8") as file:
-            file.write(OmegaConf.to_yaml(config, resolve=True))
+            file.write(OmegaConf.to_yaml(OmegaConf.create(relocatable(resolved(config), str(folder)))))
         write_text(folder / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
     except FileExistsError:
         raise UserError(f"hydra.run.dir: {folder} holds a run already; choose another folder") from None
     except OSError as error:
         raise UserError(f"hydra.run.dir: {folder} cannot be written ({error.strerror}); choose another") from None
+
+
+def _method_name(target: str) -> str | None:
+    """The choice of ``method``, or, in a run that is repeated from its folder, the file that names this class."""
+    if not HydraConfig.initialized():
+        return None
+    chosen: str | None = HydraConfig.get().runtime.choices.get("method")
+    files = sorted((CONF / "method").glob("*.yaml"))
+    named = (file.stem for file in files if f"_target_: {target}\n" in file.read_text(encoding="utf-8"))
+    return chosen or next(named, target.rpartition(".")[2])
 
 
 def _remove_if_empty(folder: Path) -> None:

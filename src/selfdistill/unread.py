@@ -68,7 +68,8 @@ def check_read(
     leaves, quotes = dict(flatten(plain)), "'"
     for key in (leaf for value in values for leaf in leaves if leaf == value or leaf.startswith(f"{value}.")):
         for unread, other, choices in _UNREAD:
-            if key == unread and other in leaves and leaves[other] in choices:
+            same = key == "teacher.momentum_end" and leaves[key] == leaves.get("teacher.momentum")
+            if key == unread and other in leaves and leaves[other] in choices and not same:
                 raise UserError(
                     f"{key}: {shown(leaves[key])} given, but {other}={shown(leaves[other]).strip(quotes)} does not "
                     f"read it; leave it out, or choose another {other}"
