@@ -212,7 +212,10 @@ method:
         ("student: {noize: 0.1}", "student.noize: no such key; did you mean student.noise?"),
         ("data: {batch_size: many}", "data.batch_size: 'many' given"),
         ("seed: one", "seed: 'one' given, allowed is a whole number"),
-        ("views: {crops: [{_target_: selfdistill.views.CropSpec, sise: 8}]}", "did you mean views.crops.0.size?"),
+        (
+            "views: {crops: [{_target_: selfdistill.views.CropSpec, size: 8, sise: 8}]}",
+            "did you mean views.crops.0.size?",
+        ),
         ("trainer: null", "trainer: taken away or null"),
     ],
 )

@@ -103,7 +103,8 @@ def used(config: DictConfig, path: str) -> bool:
         after = _resolved(probe)
     except (OmegaConfBaseException, ValueError, TypeError):
         return True
-    return {k: v for k, v in after.items() if k != path} != {k: v for k, v in before.items() if k != path}
+    others = [{k: v for k, v in leaves.items() if not f"{k}.".startswith(f"{path}.")} for leaves in (before, after)]
+    return others[0] != others[1]
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:
