@@ -45,10 +45,13 @@ SERIES = {
     "monitor/agreement": 0.9,
 }
 ALARM = {"kind": "dimensional", "step": 40, "since": 20, "line": "dimensional since step 20: few directions; mend: …"}
+SIZES = {"student": 2**22, "teacher": 2**22, "optimizer": 2**23, "model_total": 2**24, "activations": 2**25}
 COST = {
-    "predicted": {"memory_bytes": 2**24, "step_seconds": 0.02},
-    "measured": {"memory_bytes": 2**24},
-    "device": "cpu",
+    "predicted": {
+        "bytes": SIZES | {"peak": 2**26},
+        "flops": {"student": 10**9, "backward": 2 * 10**9, "step": 4 * 10**9},
+    },
+    "measured": {"step_seconds": 0.02, "peak_bytes": 2**26, "peak_of": "process"},
 }
 # What the page is asked once it is laid out; its answer goes to the document around it.
 QUESTIONS = """<script>addEventListener("load", () => {
