@@ -10,8 +10,9 @@ from measure import Pair, Row
 from torch import Tensor, nn
 
 from selfdistill.divergences import fused_cross_entropy
-from selfdistill.divergences.contrastive import info_nce_queue, unit
+from selfdistill.divergences.contrastive import info_nce_queue
 from selfdistill.divergences.patches import patch_cross_entropy
+from selfdistill.products import unit
 from selfdistill.regularizers import koleo, me_max
 from selfdistill.targets import Center, Queue, sinkhorn
 from selfdistill.teacher import make_teacher

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfdistill.distributed import all_reduce_max, all_reduce_mean_grad, all_reduce_sum, world_size
+from selfdistill.distributed import all_reduce_mean_grad, all_reduce_sum, world_size
 from selfdistill.products import row_products
 
 __all__ = ["koleo", "me_max", "variance_covariance"]
@@ -57,7 +57,7 @@ def me_max(logits: Tensor, temperature: float = 1.0) -> Tensor:
     log K − H(p̄), p̄ the mean prediction over the samples of all ranks
 
     In [0, log K]: 0 when samples use all clusters equally, log K when all fall into one. Ranks may
-    hold different numbers of samples. Computed on logarithms, so no probability underflows.
+    hold different numbers of samples.
 
     Args:
         logits: [N, K], N >= 1, K >= 2.
@@ -72,14 +72,13 @@ def me_max(logits: Tensor, temperature: float = 1.0) -> Tensor:
     if logits.ndim != 2 or logits.shape[0] < 1 or logits.shape[1] < 2:
         raise ValueError(f"logits must have shape [samples >= 1, clusters >= 2], got {list(logits.shape)}")
     _check_positive("temperature", temperature)
-    log_p_NK = F.log_softmax(_at_least_float32(logits) / temperature, dim=1)
-    log_sum_K = log_p_NK.logsumexp(0)
-    peak_K = all_reduce_max(log_sum_K)
-    samples = all_reduce_sum(log_p_NK.new_full((), len(log_p_NK)))
-    mean_K = all_reduce_mean_grad((log_sum_K - peak_K).exp())
-    log_mean_K = peak_K + mean_K.log() + (world_size() / samples).log()
+    p_NK = F.softmax(_at_least_float32(logits) / temperature, dim=1)
+    samples = all_reduce_sum(p_NK.new_full((), len(p_NK)))
+    mean_K = all_reduce_mean_grad(p_NK.sum(0)) * (world_size() / samples)
+    # A cluster whose probabilities all underflow adds nothing, and has no gradient to lose.
+    log_mean_K = mean_K.clamp_min(torch.finfo(mean_K.dtype).tiny).log()
     # Rounding may end just below the bound.
-    return (math.log(logits.shape[1]) + (log_mean_K.exp() * log_mean_K).sum()).clamp_min(0)
+    return (math.log(logits.shape[1]) + (mean_K * log_mean_K).sum()).clamp_min(0)
 
 
 def variance_covariance(x: Tensor, *, variance_target: float = 1.0, eps: float = 1e-4) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from selfdistill.divergences.contrastive import info_nce, info_nce_in_batch, unit
+from selfdistill.divergences.contrastive import info_nce, info_nce_in_batch
+from selfdistill.products import unit
 
 SHARDS = (slice(0, 5), slice(5, 8))
 

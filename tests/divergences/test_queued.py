@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from selfdistill.divergences import queued
-from selfdistill.divergences.contrastive import info_nce, info_nce_queue, unit
+from selfdistill.divergences.contrastive import info_nce, info_nce_queue
 from selfdistill.divergences.queued import queue_logsumexp
+from selfdistill.products import unit
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:

@@ -14,14 +14,7 @@ from selfdistill.distributed import all_gather_cat, all_gather_cat_grad, rank
 from selfdistill.divergences.functional import as_pair, check_positive
 from selfdistill.divergences.queued import queue_logsumexp
 
-__all__ = ["info_nce", "info_nce_in_batch", "info_nce_queue", "unit"]
-
-
-def unit(x: Tensor) -> Tensor:
-    """`x` at unit length along its last dimension, in at least float32; a zero vector stays zero."""
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    # The least length bounds the gradient of a vanishing vector.
-    return F.normalize(wide, dim=-1, eps=1e-6)
+__all__ = ["info_nce", "info_nce_in_batch", "info_nce_queue"]
 
 
 def info_nce(positive: Tensor, negatives: Tensor, *, temperature: float) -> Tensor:

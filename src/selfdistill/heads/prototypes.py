@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfdistill.heads.mlp import MLP, Norm
+from selfdistill.products import unit
 
 __all__ = ["DINOHead", "MultiHead", "Prototypes", "SwAVPrototypes"]
 
@@ -45,8 +46,8 @@ class Prototypes(nn.Module):
 
     def rows(self) -> Tensor:
         """The weight as used: g_k v_k / |v_k|, [K, in_dim]."""
-        unit = _unit(self.weight)
-        return unit if self.scale is None else self.scale * unit
+        rows = _unit(self.weight)
+        return rows if self.scale is None else self.scale * rows
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(_unit(x), self.rows())
@@ -149,13 +150,7 @@ class MultiHead(nn.Module):
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Unit length along the last dimension, in the dtype of x.
-
-    In at least float32, since the squares of small float16 features underflow. The least length, DINOv2's
-    1e-6 rather than torch's 1e-12, bounds the gradient of a vanishing vector.
-    """
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return F.normalize(wide, dim=-1, eps=1e-6).to(x.dtype)
+    return unit(x).to(x.dtype)
 
 
 def _check_sizes(in_dim: int, count: int) -> None:

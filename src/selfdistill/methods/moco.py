@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from selfdistill.divergences.contrastive import info_nce_queue, unit
+from selfdistill.divergences.contrastive import info_nce_queue
 from selfdistill.divergences.modules import as_temperature
 from selfdistill.heads import MLP
 from selfdistill.methods.base import Outputs, SelfDistillModule
 from selfdistill.methods.compatibility import Accepts
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.optim import OptimizerRecipe
+from selfdistill.products import unit
 from selfdistill.schedules import Schedule
 from selfdistill.targets import Queue
 from selfdistill.teacher import TeacherPolicy

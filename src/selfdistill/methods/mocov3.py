@@ -8,13 +8,15 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from selfdistill.divergences.contrastive import info_nce_in_batch, unit
+from selfdistill.divergences.contrastive import info_nce_in_batch
 from selfdistill.divergences.modules import as_temperature
 from selfdistill.heads import MLP
 from selfdistill.heads.mlp import Norm
 from selfdistill.methods.base import Outputs, SelfDistillModule
 from selfdistill.networks import Backbone, Tower, as_backbone
+from selfdistill.objectives import Coupling
 from selfdistill.optim import OptimizerRecipe
+from selfdistill.products import unit
 from selfdistill.schedules import Schedule
 from selfdistill.teacher import TeacherPolicy
 from selfdistill.views import Views
@@ -109,6 +111,9 @@ class MoCoV3(SelfDistillModule[MoCoV3Outputs, Outputs | None]):
         contrast = info_nce_in_batch(unit(queries), unit(keys), temperature=temperature)
         # 2T of each direction, and the paper adds the two
         return {"contrast": 4 * temperature * contrast.mean()}
+
+    def couples(self) -> dict[str, Coupling]:
+        return {"contrast": "in-batch negatives"}
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         stem = [p for name, p in self.student.backbone.named_parameters() if "patch_embed" in name]

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfdistill.divergences import CrossEntropy, Divergence
-from selfdistill.divergences.contrastive import unit
 from selfdistill.divergences.modules import as_temperature
 from selfdistill.heads import MLP
 from selfdistill.methods.base import Outputs, SelfDistillModule
 from selfdistill.methods.compatibility import Accepts
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.optim import OptimizerRecipe
+from selfdistill.products import unit
 from selfdistill.schedules import Schedule
 from selfdistill.targets import Queue
 from selfdistill.teacher import TeacherPolicy

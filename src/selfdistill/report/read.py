@@ -80,7 +80,7 @@ def read_run(folder: Path, alarms: list[dict[str, Any]] | None = None) -> Run:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         if (folder / "provenance.json").is_file():
             provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        series = _series(folder / "metrics.csv")
+        series = read_series(folder / "metrics.csv")
         pictures = _pictures(folder / "pictures")
     except (YAMLError, ValueError, AssertionError, OSError) as error:
         said = " ".join(str(error).split())
@@ -92,7 +92,7 @@ def read_run(folder: Path, alarms: list[dict[str, Any]] | None = None) -> Run:
     return Run(name, config, defaults, summary, series, provenance, alarms, pictures)
 
 
-def _series(file: Path) -> dict[str, Series]:
+def read_series(file: Path) -> dict[str, Series]:
     found: dict[str, Series] = {}
     if not file.is_file():
         return found

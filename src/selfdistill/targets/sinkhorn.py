@@ -9,10 +9,6 @@ from selfdistill.distributed import all_reduce_max, all_reduce_sum
 
 __all__ = ["sinkhorn"]
 
-# Codes that are summed at a time: on a CPU what a core's cache holds; elsewhere launches count.
-_CPU_CHUNK = 2**16
-_DEVICE_CHUNK = 2**24
-
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
@@ -22,9 +18,9 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
     sample to mass 1. The last step is the samples': each row is a distribution, prototypes are balanced as
     far as the iterations go.
 
-    Finite for any finite scores, however large: the first iteration works on logarithms, and afterwards no
-    mass can vanish. A prototype of mass 1 has an entry >= 1/N, in a row of mass <= K, so it keeps at least
-    1/(NK) when samples are scaled; the same holds with the roles exchanged.
+    Finite for any finite scores, however large: prototypes and samples are shifted by their largest before the
+    exponential, and afterwards no mass can vanish. A prototype of mass 1 has an entry >= 1/N, in a row of mass <= K,
+    so it keeps at least 1/(NK) when samples are scaled; the same holds with the roles exchanged.
 
     Args:
         scores: [N, K] similarities of samples to prototypes. N may differ between ranks, also be 0.
@@ -52,17 +48,14 @@ def sinkhorn(scores: Tensor, *, epsilon: float, iterations: int) -> Tensor:
     peak = logits.amax(0) if len(logits) else logits.new_full(logits.shape[1:], -math.inf)
     # To the base 2: on a CPU exp takes four times exp2.
     codes = (logits - all_reduce_max(peak)).div_(epsilon * math.log(2))
-    # A few rows at a time: what is made only to be summed need not exist as a whole.
-    chunk = _CPU_CHUNK if codes.device.type == "cpu" else _DEVICE_CHUNK
-    parts = codes.split(max(1, chunk // codes.shape[1]))
-    mass = torch.stack([part.exp2().sum(0) for part in parts]).sum(0)
-    codes -= all_reduce_sum(mass).log2_()
-    codes.sub_(codes.amax(1, keepdim=True)).exp2_()
+    # Every prototype has a sample now where it is 0, its largest, and so has every sample once its own largest is taken
+    # off and kept as a factor, at most 1: no mass can vanish, and one exponential is enough.
+    largest = codes.amax(1, keepdim=True)
+    codes.sub_(largest).exp2_()
     # From here on as factors of prototypes and of samples, which reads the codes twice an iteration and writes nothing.
-    prototypes = codes.new_ones(codes.shape[1])
+    samples = largest.squeeze(1).exp2_()
     with torch.autocast(codes.device.type, enabled=False):
-        samples = (codes @ prototypes).reciprocal_()
-        for _ in range(iterations - 1):
+        for _ in range(iterations):
             prototypes = all_reduce_sum(samples @ codes).reciprocal_()
             # A factor of all of them cancels, and would grow by N/K an iteration.
             prototypes /= prototypes.mean()
