@@ -146,7 +146,8 @@ def _inside(path: str, value: Any, known: Any, composed: _Composed) -> None:
     elif isinstance(value, list):
         for i, item in enumerate(value):
             if isinstance(item, Mapping):
-                _mapping(f"{path}.{i}.", item, None, composed)
+                beside = known[i] if isinstance(known, list) and i < len(known) else None
+                _mapping(f"{path}.{i}.", item, beside, composed)
 
 
 def _weights(path: str, value: Any) -> None:
