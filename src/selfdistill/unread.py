@@ -18,11 +18,12 @@ BESIDE: dict[str, set[str]] = {
     "data": {"root", "download", "image"},
     "method": {"paper"},
     "teacher": {"checkpoint", "trust"},
+    "trainer": {"activation_checkpointing"},
 }
 # What the code reads without a constructor: keys of a command itself, and these.
 _READ = re.compile(
     r"\w+|student\.noise|weights\..+|evaluation\..+|data\.image\.classes|teacher\.(checkpoint|trust)|objective\..+"
-    r"|(callbacks|logger|protocol)\.\w+"
+    r"|(callbacks|logger|protocol)\.\w+|trainer\.activation_checkpointing"
 )
 # (key, other key, values of the other with which nothing reads the key)
 _UNREAD: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
