@@ -51,9 +51,7 @@ from selfdistill.files import write_text
 from selfdistill.methods.finite import NonFiniteLossError
 from selfdistill.provenance import provenance
 from selfdistill.repeat import relocatable
-from selfdistill.report import write_report
-from selfdistill.report.pictures import make_pictures
-from selfdistill.report.wandb_panels import log_panels
+from selfdistill.report.ending import last_report
 from selfdistill.resume import AUTO, carry_over, check_fits, find
 from selfdistill.sharding import consolidated
 
@@ -197,10 +195,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
             print(line)
         spent = f"{seconds:.0f} s, {datamodule.seconds_waited / seconds:.1%} of it waiting for data"
         print(f"collapse: {summary['collapse'] or 'none seen'}    training: {spent}    run: {folder}")
-    make_pictures(module, datamodule, folder if trainer.is_global_zero else None)
-    if trainer.is_global_zero:
-        print(f"report: {write_report(folder)}")
-        log_panels(trainer.loggers, folder)
+        print(f"report: {last_report(module, datamodule, folder, trainer.loggers)}")
     return summary["validation_knn"]
 
 
