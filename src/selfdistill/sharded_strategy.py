@@ -42,7 +42,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def setup(self, trainer: L.Trainer) -> None:
         if trainer.gradient_clip_val:
             raise ValueError(
-                f"trainer.gradient_clip_val: {trainer.gradient_clip_val} given, allowed with trainer=fsdp2 is null, since "
+                f"trainer.gradient_clip_val: {trainer.gradient_clip_val} given, allowed with trainer=fsdp2 is null: "
                 "it takes sharded and whole gradients together; use optimizer.clip"
             )
         super().setup(trainer)

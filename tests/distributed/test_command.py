@@ -16,8 +16,9 @@ ROOT = Path(__file__).parents[2]
 # no batch norm, whose statistics are each process's own on a CPU; views depend on the sample alone
 SETTINGS = (
     "method=dino_like", "backbone=small_vit", "method.head_norm=null", "trainer.accelerator=cpu", "optimizer.lr=0.001",
-    "callbacks.last.save_top_k=-1", "callbacks.last.filename='last-{epoch}'", "trainer.max_epochs=2",
-    "trainer.limit_train_batches=4", "trainer.log_every_n_steps=1", "evaluation.draws=2",
+    "trainer.max_epochs=2", "trainer.limit_train_batches=4",
+    "+callbacks.every._target_=lightning.pytorch.callbacks.ModelCheckpoint", "+callbacks.every.save_top_k=-1",
+    "+callbacks.every.dirpath='${run_dir}/checkpoints'", "+callbacks.every.filename='at-{epoch}'", "trainer.log_every_n_steps=1", "evaluation.draws=2",
 )  # fmt: skip
 
 pytestmark = pytest.mark.slow
@@ -64,8 +65,8 @@ def test_two_processes_leave_what_one_leaves(trainer: str, one: Path, runs: dict
     for name, value in whole.items():
         assert torch.allclose(ours[name], value, rtol=1e-4, atol=1e-5), name
     # the file is a plain checkpoint, the exported backbone its evaluated network
-    stored = torch.load(two / "checkpoints" / "last-epoch=1.ckpt", weights_only=True)
-    reference = torch.load(one / "checkpoints" / "last-epoch=1.ckpt", weights_only=True)
+    stored = torch.load(two / "checkpoints" / "last.ckpt", weights_only=True)
+    reference = torch.load(one / "checkpoints" / "last.ckpt", weights_only=True)
     assert {n: v.shape for n, v in stored["state_dict"].items() if isinstance(v, torch.Tensor)} == {
         n: v.shape for n, v in reference["state_dict"].items() if isinstance(v, torch.Tensor)
     }
@@ -75,7 +76,7 @@ def test_two_processes_leave_what_one_leaves(trainer: str, one: Path, runs: dict
 
 
 def test_one_process_continues_a_sharded_run(one: Path, runs: dict[str, Path], tmp_path: Path) -> None:
-    middle = runs["fsdp2"] / "checkpoints" / "last-epoch=0.ckpt"
+    middle = runs["fsdp2"] / "checkpoints" / "at-epoch=0.ckpt"
     again = run(tmp_path / "run", "data.batch_size=128", f"ckpt_path='{middle}'")
     whole, ours = (load_file(folder / "backbone.safetensors") for folder in (one, again))
     for name, value in whole.items():
