@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test test-all lint format types bench bench-quick clean
+.PHONY: help install install-dev train test test-all lint format types docs bench bench-quick clean
 
 help:  ## Print the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ test: $(VENV)/.installed-dev lint types  ## Lint, types and the quick tests (und
 
 test-all: $(VENV)/.installed-dev lint types  ## Every test
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+docs: $(VENV)/.installed-dev  ## The site, strictly, into site/ (opens from the disk; with a search: .venv/bin/mkdocs serve)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # lightly alone is installed; torch and the rest are those of .venv.
 PEERS := .venv-peers

@@ -25,6 +25,15 @@ RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 
 Summary = dict[str, Any]
 
+# Settings that joined the files at what had been their defaults: earlier runs are the same runs.
+_STATED_LATER = {
+    "deterministic": False,
+    "data.limit": None,
+    "data.on_error": "raise",
+    "views.masks": None,
+    "callbacks.collapse_monitor.rows": 256,
+}
+
 
 def folder_of(overrides: Sequence[str], ignore: Sequence[str] = ()) -> Path:
     """Where the run of these overrides lies: named by the hash of what its configuration says, but for ``ignore``.
@@ -34,6 +43,13 @@ def folder_of(overrides: Sequence[str], ignore: Sequence[str] = ()) -> Path:
         ignore: settings or groups that a finished run need not share, with dots.
     """
     plain = check("train", overrides).plain
+    for path, default in _STATED_LATER.items():
+        *parents, last = path.split(".")
+        node = plain
+        for parent in parents:
+            node = node[parent]
+        if node.get(last, default) == default:
+            node.pop(last, None)
     for path in ignore:
         *parents, last = path.split(".")
         node = plain

@@ -85,7 +85,7 @@ def line(*overrides: str) -> str:
         (["backbone=timm"], "backbone.name"),
         (["seed=-1"], "seed: -1 given, allowed is a whole number from 0 to 4294967295"),
         (["trainer.max_epochs=0"], "trainer.max_epochs: 0 given"),
-        (["teacher.momentum=null"], "teacher.momentum: None given"),
+        (["teacher.momentum=null"], "teacher.momentum: null given"),
         (["data=folder", "data.root=nowhere"], "data.root: 'nowhere' given, no such folder"),
         (["logger=tensorboard,wandb"], "several values are a sweep with -m"),
         (["method"], "give key=value"),

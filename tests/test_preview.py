@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from selfdistill.data import DataModule, Digits
-from selfdistill.preview import drawn, mask_covers
+from selfdistill.preview import drawn
+from selfdistill.report.view_tiles import mask_covers
 from selfdistill.views import Augment, CropSpec, ViewRecipe, Views
 from selfdistill.views.masks import MultiBlockMask, RandomMask
 

@@ -13,16 +13,27 @@ import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 
-from selfdistill.callbacks import EpochLines, GracefulInterrupt, ProgressBar, TeacherUpdate
+from selfdistill.callbacks import (
+    CostMeter,
+    EpochLines,
+    GracefulInterrupt,
+    History,
+    ProgressBar,
+    TeacherUpdate,
+    TemperatureLog,
+)
 from selfdistill.checkpoint import foreign_target, read_checkpoint
+from selfdistill.checkpoint_io import LAST, AtomicCheckpointIO
 from selfdistill.config import UserError
 from selfdistill.data import DataModule, Split
 from selfdistill.data.sources import SPLITS
 from selfdistill.evaluation.features import evaluating
 from selfdistill.methods import SelfDistillModule
 from selfdistill.methods.compatibility import check_masks, refuse_divergence
+from selfdistill.processes import check_devices, is_first, whole_statistics
 from selfdistill.report.refresh import RefreshReport
 from selfdistill.teacher import TeacherPolicy
 from selfdistill.views import ViewRecipe
@@ -33,6 +44,8 @@ def build_data(config: DictConfig) -> DataModule:
     recipe: ViewRecipe = instantiate(config.views)
     facts = ("image", "root", "download")
     settings = {key: value for key, value in config.data.items() if key not in facts}
+    if micro_batches(config) > 1:
+        settings["micro_batches"] = micro_batches(config)
     datamodule: DataModule = instantiate(settings, _partial_=True)(recipe=recipe, seed=config.seed)
     datamodule.setup("fit")
     check_classes(datamodule, OmegaConf.select(config, "data.image.classes"), SPLITS if datamodule.labelled else ())
@@ -98,6 +111,30 @@ def _method_class(path: str) -> type[SelfDistillModule[Any, Any]]:
     return found
 
 
+def micro_batches(config: DictConfig) -> int:
+    """How many of ``data.batch_size`` the loader joins into one batch: those of a step, under accumulate=exact."""
+    exact = OmegaConf.select(config, "accumulate", default="plain") == "exact"
+    return int(config.trainer.accumulate_grad_batches) if exact else 1
+
+
+def set_execution(config: DictConfig, module: SelfDistillModule[Any, Any]) -> None:
+    """How the steps of ``module`` are computed; none of it changes what they compute.
+
+    Raises:
+        ValueError: a backbone that cannot.
+    """
+    if micro_batches(config) > 1:
+        module.micro_batch_size = config.data.batch_size
+    if config.trainer.activation_checkpointing:
+        module.student.backbone.checkpoint_activations()
+    for tower in (module.student, module.teacher):
+        if tower is not None and config.channels_last:
+            tower.to(memory_format=torch.channels_last)
+        if tower is not None and config.compile:
+            # in place: keys keep their names
+            tower.compile()
+
+
 def read_masks(module: SelfDistillModule[Any, Any], recipe: ViewRecipe) -> None:
     """Refuse a recipe without the masks that the method or an objective reads."""
     check_masks(module, recipe.draw_masks(torch.zeros(1, dtype=torch.int64), seed=0, epoch=0))
@@ -135,19 +172,41 @@ def build_teacher(config: DictConfig) -> TeacherPolicy:
     return instantiate(settings, _partial_=True)(network=other.evaluated_tower)
 
 
+def check_limit(config: DictConfig, datamodule: DataModule) -> None:
+    """Refuse a share of an epoch that is less than one batch."""
+    limit = config.trainer.limit_train_batches
+    batches = datamodule.num_train // datamodule.batch_size + (not datamodule.drop_last)
+    if isinstance(limit, float) and int(limit * batches) < 1:
+        raise UserError(
+            f"trainer.limit_train_batches: {limit} given, less than one of {batches} batches; allowed is a share of at "
+            f"least {1 / batches:.2g}, or a whole number of batches"
+        )
+
+
 def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
     """The callbacks of the group, what shows progress, and last the teacher's update."""
     named = [instantiate(value) for value in config.callbacks.values() if value is not None]
     shown = ProgressBar() if config.trainer.enable_progress_bar and sys.stdout.isatty() else EpochLines()
-    stop = GracefulInterrupt(folder / "checkpoints" / "last.ckpt")
-    return [*named, shown, RefreshReport(folder), TeacherUpdate(), stop]
+    stop = GracefulInterrupt(folder / "checkpoints" / LAST)
+    return [*named, shown, CostMeter(), TemperatureLog(), RefreshReport(folder), TeacherUpdate(), History(), stop]
 
 
 def build_trainer(config: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
     """The Trainer of ``config.trainer``; what Lightning refuses is said in one line."""
+    check_devices(OmegaConf.to_container(config.trainer, resolve=True))  # type: ignore[arg-type]
+    if config.trainer.get("sync_batchnorm") and not whole_statistics(config.trainer):
+        config.trainer.sync_batchnorm = False
+        if is_first():
+            line = "trainer.sync_batchnorm: on a CPU each process has batch-norm statistics of its own"
+            print(f"warning: {line}", file=sys.stderr)
     try:
         bar = config.trainer.enable_progress_bar and any(isinstance(c, ProgressBar) for c in callbacks)
-        return instantiate(config.trainer, callbacks=callbacks, logger=False, enable_progress_bar=bar)
+        settings = {key: value for key, value in config.trainer.items() if key != "activation_checkpointing"}
+        settings["accumulate_grad_batches"] //= micro_batches(config)
+        trainer: L.Trainer = instantiate(settings, callbacks=callbacks, logger=False, enable_progress_bar=bar)
     except InstantiationException as error:
         reason = str(error.__cause__ or error).split("\n")[0]
         raise UserError(f"trainer: {reason}") from error
+    if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    return trainer

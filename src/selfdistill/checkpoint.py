@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
-from selfdistill.config import UserError, flatten
-from selfdistill.methods import SelfDistillModule
+from selfdistill.config import UserError
 
 # The groups of a stored configuration from which objects are made.
 _BUILT = ("backbone", "data", "divergence", "method", "objective", "optimizer", "teacher", "views", "weights")
@@ -31,56 +30,8 @@ def _targets(node: Any) -> Iterator[str]:
         yield from _targets(value)
 
 
-def checked_checkpoint(path: str, module: SelfDistillModule[Any, Any]) -> str:
-    """``path``, once it is known to continue ``module``.
-
-    Raises:
-        UserError: it is missing, unreadable, or of something else; the line says what differs.
-    """
-    stored = read_checkpoint("ckpt_path", path)
-    method, wanted = stored["selfdistill"]["method"], type(module).__name__
-    if method != wanted:
-        raise UserError(f"ckpt_path: a checkpoint of {method} given, this run is {wanted}")
-    mine, theirs = module.state_dict(), stored["state_dict"]
-    for name in [*mine, *theirs]:
-        if (
-            name not in theirs
-            or name not in mine
-            or getattr(mine[name], "shape", None) != getattr(theirs[name], "shape", None)
-        ):
-            raise UserError(
-                f"ckpt_path: {name!r} differs between the checkpoint and this run; "
-                "use the settings of the run that wrote it (its config.yaml)"
-            )
-    ours, theirs_config = module.provenance.get("config", {}), stored["selfdistill"]["config"]
-    name, was = ours.get("optimizer", {}).get("name"), theirs_config.get("optimizer", {}).get("name")
-    if name != was:
-        raise UserError(f"optimizer.name: {name} given, the checkpoint holds the state of {was}; continue with {was}")
-    last = module.provenance.get("config", {}).get("trainer", {}).get("max_epochs") or -1
-    if 0 < last <= stored["epoch"]:
-        raise UserError(f"trainer.max_epochs: {last} given, the checkpoint is in epoch {stored['epoch'] + 1} already")
-    _say_what_changed(ours, theirs_config)
-    return path
-
-
-def _say_what_changed(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    mine, stored = dict(flatten(ours)), dict(flatten(theirs))
-    own = ("run_dir", "ckpt_path", "callbacks.", "logger.", "trainer.", "evaluation.")
-    changed = [
-        f"{key} {stored.get(key)} -> {mine.get(key)}"
-        for key in {**stored, **mine}
-        if not key.startswith(own) and stored.get(key) != mine.get(key)
-    ]
-    if changed:
-        print(
-            f"warning: not a continuation of the same run, {', '.join(changed)}; learning rates and weight decay "
-            "of the optimizer stay those of the checkpoint",
-            file=sys.stderr,
-        )
-
-
 def read_checkpoint(key: str, path: str) -> dict[str, Any]:
-    """A checkpoint of ours, without running any code of it.
+    """A checkpoint of ours, without running any code of it; its checksums are tested, which ``torch.load`` leaves out.
 
     Raises:
         UserError: naming ``key``: no such file, damaged, or not ours.
@@ -88,9 +39,13 @@ def read_checkpoint(key: str, path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise UserError(f"{key}: {path!r} given, no such file; allowed is <run>/checkpoints/last.ckpt")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if (bad := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(bad)
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:
         raise UserError(f"{key}: {path!r} given, not a readable checkpoint: damaged, or something else") from None
-    if not isinstance(stored, dict) or "config" not in stored.get("selfdistill", {}):
+    about = stored.get("selfdistill") if isinstance(stored, dict) else None
+    if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
         raise UserError(f"{key}: {path!r} given, not a checkpoint of a selfdistill run")
     return stored

@@ -17,7 +17,10 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from selfdistill.config import UserError, check, resolved
+from selfdistill.config import CONF, UserError, check, resolved
+from selfdistill.help import help_text
+from selfdistill.processes import is_first, refuse_folders_apart
+from selfdistill.repeat import stored_config
 
 _HOMES = {
     "fit": "selfdistill.runner",
@@ -38,16 +41,29 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
     own_errors = "HYDRA_FULL_ERROR" not in os.environ
     # Hydra would print its own report; with this it lets the exception through to here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    passes = arguments.help or arguments.hydra_help or arguments.info or arguments.cfg
-    passes = passes or arguments.shell_completion or arguments.config_path
+    if arguments.help:
+        return print(help_text(config_name))
+    passes = arguments.hydra_help or arguments.info or arguments.cfg
+    passes = passes or arguments.shell_completion
     try:
-        if not passes:
+        conf = stored_config(arguments) if config_name == "train" else None
+        if arguments.multirun and config_name == "train" and not (arguments.cfg or arguments.info):
+            from selfdistill.sweeps import sweep
+
+            sys.exit(sweep(main, arguments, config_name))
+        if not arguments.multirun and "SELFDISTILL_SWEEP" not in os.environ:
+            refuse_search(arguments.overrides)
+        if not passes and (conf or not arguments.config_path):
             folder = arguments.config_dir
             found = [f"file://{os.path.abspath(folder)}"] if folder else []
             jobs = _jobs(arguments.overrides) if arguments.multirun else [arguments.overrides]
-            warnings = [check(arguments.config_name or config_name, j, search_path=found).warnings for j in jobs]
-            for line in dict.fromkeys(line for lines in warnings for line in lines):
-                print(f"warning: {line}", file=sys.stderr)
+            name = arguments.config_name or config_name
+            checked = [check(name, j, search_path=found, conf=conf or CONF) for j in jobs]
+            if not arguments.multirun:
+                refuse_folders_apart(arguments.overrides)
+            for line in dict.fromkeys(line for each in checked for line in each.warnings):
+                if is_first():
+                    print(f"warning: {line}", file=sys.stderr)
         main()
     except BrokenPipeError:
         # the reader (head, less) has seen enough; nothing may be written at exit either
@@ -124,6 +140,17 @@ def report() -> None:
     launch(_report, "report")
 
 
+def refuse_search(overrides: list[str]) -> None:
+    """A search space says nothing to a single run.
+
+    Raises:
+        UserError: one was given.
+    """
+    given = next((o for o in overrides if o.startswith("hparams_search=") and o != "hparams_search=null"), None)
+    if given is not None:
+        raise UserError(f"hparams_search: {given.partition('=')[2]} given for a single run; -m makes it a search")
+
+
 def _jobs(overrides: list[str]) -> list[list[str]]:
     """The jobs of a sweep, so that all are checked before the first one runs; none with a sweeper of another kind."""
     if any(override.startswith("hydra/sweeper") for override in overrides):
@@ -136,9 +163,13 @@ def job(task: str, config: DictConfig) -> Any:
     """What a ``@hydra.main`` function does: call the task of that name (a key of ``_HOMES``, or ``pack``).
 
     In a single run a user's mistake ends here, in one line; in a sweep it goes to Hydra's launcher, so
-    that the other jobs go on.
+    that the other jobs go on. A training that is a job of a sweep gets its own process.
     """
     try:
+        if task == "fit" and HydraConfig.get().mode == RunMode.MULTIRUN:
+            from selfdistill.sweeps import run_job
+
+            return run_job(config)
         if task == "pack":
             return _packed(config)
         return getattr(importlib.import_module(_HOMES[task]), task)(config)

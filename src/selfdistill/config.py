@@ -2,91 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import CompactHydraException, HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from selfdistill.errors import UserError, nearest, shown
+from selfdistill.ranges import check_values, flatten, rule_of, untypical
+from selfdistill.schema import check_keys
+from selfdistill.unread import check_read
+
+__all__ = ["CONF", "Checked", "UserError", "check", "check_values", "flatten", "resolved"]
 
 CONF = Path(__file__).parent / "conf"
-
-
-class UserError(CompactHydraException):
-    """A mistake in what the user asked for: one line naming setting, given value, what is allowed."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """Allowed values of a number, with the mission's typical range inside it."""
-
-    low: float | None = None
-    high: float | None = None
-    open_low: bool = False
-    whole: bool = False
-    typical: tuple[float, float] | None = None
-    also: tuple[int | None, ...] = ()
-
-    def __str__(self) -> str:
-        kind = "a whole number" if self.whole else "a number"
-        others = "".join(f", or {'null' if value is None else value}" for value in self.also)
-        if self.low is not None and self.high is not None:
-            return f"{kind} from {self.low} to {self.high}{others}"
-        if self.low is not None:
-            return f"{kind} {'above' if self.open_low else 'of at least'} {self.low}{others}"
-        return f"{kind}{others}"
-
-    def allows(self, value: Any) -> bool:
-        if value in self.also and not isinstance(value, bool):
-            return True
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return False
-        if self.whole and not isinstance(value, int):
-            return False
-        if value != value:
-            return False
-        if self.low is not None and (value < self.low or (self.open_low and value == self.low)):
-            return False
-        return self.high is None or value <= self.high
-
-
-_TYPICAL_MOMENTUM = (0.99, 0.9999)
-_TYPICAL_LR = (1e-4, 1e-3)
-_TYPICAL_TEMPERATURE = (0.1, 1.0)
-_TYPICAL_WEIGHT = (0.5, 2.0)
-
-# The key's full path, as a pattern; values that are null or not plain numbers where a schedule may stand
-# are left to the constructors.
-RULES: dict[str, Range] = {
-    r"teacher\.momentum": Range(0, 1, typical=_TYPICAL_MOMENTUM),
-    r"teacher\.momentum_end": Range(0, 1, also=(None,)),
-    r"optimizer\.lr": Range(0, typical=_TYPICAL_LR, also=(None,)),
-    r"optimizer\.weight_decay": Range(0),
-    r"(divergence|method|objective)\.(.*[._])?temperature": Range(0, open_low=True, typical=_TYPICAL_TEMPERATURE),
-    r"objective\.(.*\.)?weight": Range(0, typical=_TYPICAL_WEIGHT),
-    r"weights\.\w+": Range(0, typical=_TYPICAL_WEIGHT),
-    r"data\.(batch_size|eval_batch_size)": Range(1, whole=True),
-    r"data\.num_workers": Range(0, whole=True),
-    r"student\.noise": Range(0),
-    r"backbone\.drop_path": Range(0, 0.99),
-    r"evaluation\.(k|draws)": Range(1, whole=True),
-    r"evaluation\.temperature": Range(0, open_low=True),
-    r"callbacks\.collapse_monitor\.(every|patience|rollbacks)": Range(1, whole=True),
-    r"callbacks\.collapse_monitor\.rows": Range(2, whole=True),
-    r"callbacks\.collapse_monitor\.thresholds\.recovery": Range(1),
-    r"callbacks\.collapse_monitor\.thresholds\.[a-z]\w*": Range(0),
-    r"seed": Range(0, 2**32 - 1, whole=True),
-    r"trainer\.(max_epochs|max_steps)": Range(1, whole=True, also=(-1, None)),
-    r"trainer\.accumulate_grad_batches": Range(1, whole=True),
-    r"trainer\.log_every_n_steps": Range(1, whole=True),
-}
 
 
 @dataclass
@@ -110,19 +48,30 @@ def check(config_name: str, overrides: Sequence[str], *, search_path: Sequence[s
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         config = _compose(config_name, given)
+        values, groups = _split(given)
+        reference = _reference(conf, config_name, tuple(text for group, text in groups if _shipped(group, text)))
+        _check_mappings(config, reference, values)
         plain = resolved(config)
+        check_keys(config, plain, reference, mandatory=_reference(conf, config_name, ()))
         check_values(plain)
         check_paths(plain)
-        values, groups = _split(given)
-        warnings = []
-        if values:
-            default = _compose(config_name, groups)
-            for key in plain:
-                if key not in default.keys():  # noqa: SIM118 - a mandatory key is not "in" it
-                    raise UserError(f"{key}: no such key{_nearest(key, [str(k) for k in default])}; nothing reads it")
-            changed = [p for p, _ in values if _rule(p) and dict(flatten(plain)).get(p) != OmegaConf.select(default, p)]
-            warnings = untypical(plain, changed)
+        warnings = check_read(config, plain, values, {group: text.partition("=")[2] for group, text in groups})
+        leaves, stated = dict(flatten(plain)), dict(flatten(reference))
+        warnings += untypical(plain, [key for key in values if rule_of(key) and leaves.get(key) != stated.get(key)])
     return Checked(config, plain, warnings)
+
+
+def _check_mappings(config: DictConfig, reference: Mapping[str, Any], keys: Sequence[str]) -> None:
+    """Refuse anything else in the place of a mapping, which other keys may look into."""
+    for key in keys:
+        default: Any = reference
+        for name in key.split("."):
+            default = default.get(name) if isinstance(default, Mapping) else None
+        value = OmegaConf.select(config, key)
+        if isinstance(default, Mapping) and default and not OmegaConf.is_dict(value):
+            if key.partition(".")[0] in ("callbacks", "logger", "protocol", "objective") and value is None:
+                continue
+            raise UserError(f"{key}: {shown(value)} given, allowed is a mapping of {', '.join(default)}")
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -147,20 +96,6 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def check_values(plain: Mapping[str, Any]) -> None:
-    """Refuse values outside their allowed range.
-
-    Raises:
-        UserError: naming the key, the value and the range.
-    """
-    for path, value in flatten(plain):
-        rule = _rule(path)
-        if rule is None or isinstance(value, dict):
-            continue
-        if not rule.allows(value):
-            raise UserError(f"{path}: {value!r} given, allowed is {rule}")
-
-
 def check_paths(plain: Mapping[str, Any]) -> None:
     """Refuse files and folders that are not there.
 
@@ -169,44 +104,14 @@ def check_paths(plain: Mapping[str, Any]) -> None:
     """
     paths = dict(flatten(plain))
     for key in ("ckpt_path", "teacher.checkpoint"):
-        if paths.get(key) is not None and not Path(paths[key]).is_file():
-            raise UserError(f"{key}: {paths[key]!r} given, no such file; allowed is <run>/checkpoints/last.ckpt")
+        folder = key == "ckpt_path" and (paths.get(key) == "auto" or Path(str(paths.get(key))).is_dir())
+        if paths.get(key) is not None and not folder and not Path(paths[key]).is_file():
+            also = ", a run's folder or auto" if key == "ckpt_path" else ""
+            raise UserError(f"{key}: {paths[key]!r} given, no such file; allowed is <run>/checkpoints/last.ckpt{also}")
     root = paths.get("data.root")
     url = re.match(r"\w{2,}:", str(root))
     if root is not None and not url and not paths.get("data.download") and not Path(root).is_dir():
         raise UserError(f"data.root: {root!r} given, no such folder; give the folder that holds the images")
-
-
-def untypical(plain: Mapping[str, Any], changed: Sequence[str]) -> list[str]:
-    """A line for each key of ``changed`` whose value is allowed but outside its typical range."""
-    values = dict(flatten(plain))
-    warnings = []
-    paper = plain.get("method", {}).get("paper", {})
-    published = {"teacher.momentum": paper.get("momentum"), "optimizer.lr": paper.get("optimizer", {}).get("lr")}
-    for path in changed:
-        if values.get(path) == published.get(path, object()):
-            continue
-        rule, value = _rule(path), values.get(path)
-        if rule is None or rule.typical is None or not isinstance(value, int | float):
-            continue
-        low, high = rule.typical
-        if not low <= value <= high:
-            warnings.append(f"{path}={value} is outside the typical range [{low:g}, {high:g}]; going on with it")
-    return warnings
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings as (dotted path, value)."""
-    for key, value in tree.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{path}.")
-        else:
-            yield path, value
-
-
-def _rule(path: str) -> Range | None:
-    return next((rule for pattern, rule in RULES.items() if re.fullmatch(pattern, path)), None)
 
 
 def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
@@ -216,6 +121,16 @@ def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
         raise UserError(_missing(error)) from None
     except HydraException as error:
         raise UserError(_explain(config_name, overrides, error)) from None
+    # a group without a choice; a value that its key refuses; a file that is no YAML, or no mapping
+    except (ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(_refused(overrides, error)) from None
+
+
+def _paths(tree: Any, prefix: str = "") -> list[str]:
+    """Every key of nested mappings, inner ones too."""
+    if not isinstance(tree, dict):
+        return []
+    return [p for k, v in tree.items() for p in (f"{prefix}{k}", *_paths(v, f"{prefix}{k}."))]
 
 
 def _missing(error: MissingConfigException) -> str:
@@ -226,7 +141,16 @@ def _missing(error: MissingConfigException) -> str:
     options = list(error.options or [])
     if not options:
         return f"config: {_first_line(error)}"
-    return f"{group}: {choice!r} given, allowed is {', '.join(options)}{_nearest(choice, options)}"
+    return f"{group}: {choice!r} given, allowed is {', '.join(options)}{nearest(choice, options)}"
+
+
+def _refused(overrides: Sequence[str], error: Exception) -> str:
+    for group, text in _split(overrides)[1]:
+        value = text.partition("=")[2]
+        allowed = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+        if allowed and not value.startswith("[") and value not in allowed:
+            return f"{group}: {value or 'nothing'} given, allowed is {', '.join(allowed)}"
+    return f"config: {' '.join(str(error).split())}"
 
 
 def _explain(config_name: str, overrides: Sequence[str], error: HydraException) -> str:
@@ -234,13 +158,22 @@ def _explain(config_name: str, overrides: Sequence[str], error: HydraException) 
     key = re.search(r"Could not override '([^']+)'", text)
     if key:
         wanted = key.group(1)
-        _, groups = _split([o for o in overrides if not o.startswith(wanted)])
-        known = [path for path, _ in flatten(_compose(config_name, groups))]
+        groups = [text for _, text in _split([o for o in overrides if not o.startswith(wanted)])[1]]
+        config = OmegaConf.to_container(_compose(config_name, groups), resolve=False)
+        if wanted.startswith("hydra"):
+            return (
+                f"{wanted}: no such key of Hydra's; hydra.run.dir, hydra.sweep.dir and hydra.verbose are; --hydra-help"
+            )
+        known = [*_paths(config), *(folder.name for folder in CONF.iterdir() if folder.is_dir())]
         if wanted in known:
             return f"{wanted}: a mapping takes its entries one by one: +{wanted}.<name>=<value>"
-        if wanted.rpartition(".")[0] in known:
+        if OmegaConf.select(OmegaConf.create(config), wanted.rpartition(".")[0] or "\0") == {}:
             return f"{wanted}: a new entry of a mapping is written with a plus: +{wanted}=<value>"
-        return f"{wanted}: no such key{_nearest(wanted, known)}; all keys: --cfg job"
+        return f"{wanted}: no such key{nearest(wanted, known)}; all keys: --cfg job"
+    for group, given in _split(overrides)[1] if "resolving interpolation" in text else ():
+        if given.partition("=")[2].startswith("["):
+            allowed = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
+            return f"{group}: {given.partition('=')[2]} given, allowed is one of {allowed}; several are a sweep with -m"
     if (
         "mismatched input" in text
         or "LexerNoViableAlt" in text
@@ -256,21 +189,34 @@ def _explain(config_name: str, overrides: Sequence[str], error: HydraException) 
     return _first_line(error)
 
 
-def _split(overrides: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Value overrides as (path, text), and those that choose a group."""
+def _split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Keys that are given values, and (group, override) of those that choose one."""
     values, groups = [], []
     for text, parsed in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
         key = parsed.key_or_group.lstrip("+~")
         if (CONF / key).is_dir() or key.startswith("hydra"):
-            groups.append(text)
+            groups.append((key, text))
         else:
-            values.append((key, text))
+            values.append(key)
     return values, groups
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else ""
+def _shipped(group: str, text: str) -> bool:
+    """Whether all that the override names is of this package."""
+    names = re.findall(r"[\w.-]+", text.partition("=")[2])
+    return not group.startswith("hydra") and all((CONF / group / f"{name}.yaml").is_file() for name in names)
+
+
+@cache
+def _reference(conf: Path, config_name: str, groups: tuple[str, ...]) -> dict[str, Any]:
+    """What the files of the package say, without a value of the user's."""
+    config = _compose(config_name, groups)
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException:
+        plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
 
 
 def _first_line(error: Exception) -> str:

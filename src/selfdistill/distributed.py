@@ -8,6 +8,7 @@ Every rank must make the same calls in the same order: an empty tensor takes par
 others.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ __all__ = [
     "rank",
     "world_size",
 ]
+
+# under the name that torch gives it from 2.14 on
+_all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
 def world_size() -> int:
@@ -109,7 +113,7 @@ class _AllGatherCat(torch.autograd.Function):
 def _row_counts(tensor: Tensor) -> list[int]:
     count = torch.full((1,), tensor.shape[0], device=tensor.device)
     counts = count.new_empty(world_size())
-    dist.all_gather_into_tensor(counts, count)
+    _all_gather(counts, count)
     return counts.tolist()
 
 
@@ -119,7 +123,7 @@ def _gather(tensor: Tensor, counts: list[int]) -> Tensor:
     padded = tensor.new_zeros(longest, *tensor.shape[1:])
     padded[: tensor.shape[0]] = tensor
     everything = tensor.new_empty(len(counts) * longest, *tensor.shape[1:])
-    dist.all_gather_into_tensor(everything, padded)
+    _all_gather(everything, padded)
     if min(counts) == longest:
         return everything
     return torch.cat([everything[i * longest : i * longest + count] for i, count in enumerate(counts)])

@@ -17,27 +17,43 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from selfdistill import __version__
-from selfdistill.assembly import build_callbacks, build_data, build_method, build_trainer, try_backbone
+from selfdistill.assembly import (
+    build_callbacks,
+    build_data,
+    build_method,
+    build_trainer,
+    check_limit,
+    set_execution,
+    try_backbone,
+)
 from selfdistill.callbacks import (
     CollapseError,
     CollapseMonitor,
+    CostMeter,
     OnlineKNN,
     OnlineProbe,
+    TeacherUpdate,
     TrainingInterrupted,
 )
-from selfdistill.checkpoint import checked_checkpoint
-from selfdistill.config import UserError, check_values, resolved
+from selfdistill.checkpoint_io import LAST, AtomicCheckpointIO
+from selfdistill.config import CONF, UserError, check_values, resolved
+from selfdistill.costs.table import as_plain, measured_line
+from selfdistill.estimate import answer, predicted
 from selfdistill.evaluation.figures import Figures, backbone_figures, figures_table, pixel_figures
 from selfdistill.export import export_backbone, run_facts
 from selfdistill.files import write_text
 from selfdistill.methods.finite import NonFiniteLossError
 from selfdistill.provenance import provenance
-from selfdistill.report import write_report
+from selfdistill.repeat import relocatable
+from selfdistill.report.ending import last_report
+from selfdistill.resume import AUTO, carry_over, check_fits, find
+from selfdistill.sharding import consolidated
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +69,14 @@ def fit(config: DictConfig) -> float | None:
     """
     folder = Path(config.run_dir or HydraConfig.get().runtime.output_dir)
     quiet()
+    if config.ckpt_path == AUTO and (folder / "summary.json").is_file():
+        print(f"run: {folder} is finished; ckpt_path={folder} continues it in another folder")
+        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["validation_knn"]
     try:
         with clear_errors():
+            if config.get("cost_only"):
+                _tell_cost(config, folder)
+                return None
             return _fit(config, folder)
     except UserError:
         _remove_if_empty(folder)
@@ -69,7 +91,9 @@ def fit(config: DictConfig) -> float | None:
         _remove_if_empty(folder)
         raise
     except TrainingInterrupted as stop:
-        print(f"\n{stop.args[0]}: the same command with ckpt_path={stop.checkpoint}", file=sys.stderr)
+        again = "" if config.ckpt_path == AUTO else f" with ckpt_path={stop.checkpoint}"
+        then = "nothing to continue" if stop.checkpoint is None else f"the same command{again} continues it"
+        print(f"\n{stop}: {then}", file=sys.stderr)
         sys.exit(128 + stop.signal_number)
 
 
@@ -81,10 +105,14 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     OmegaConf.resolve(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     datamodule = build_data(config)
+    check_limit(config, datamodule)
     module = build_method(config)
     module.provenance = {"config": plain, "version": __version__}
     try_backbone(module, datamodule)
-    checkpoint = None if config.ckpt_path is None else checked_checkpoint(config.ckpt_path, module)
+    set_execution(config, module)
+    continued = None if config.ckpt_path is None else find(config.ckpt_path, folder)
+    if continued is not None:
+        check_fits(continued, module)
     callbacks = build_callbacks(config, folder)
     if not datamodule.labelled or not any(isinstance(c, OnlineKNN) for c in callbacks):
         # nothing tells which checkpoint is best
@@ -92,6 +120,8 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     trainer = build_trainer(config, callbacks)
     if trainer.is_global_zero:
         _claim(folder, config)
+        if config.ckpt_path is not None:
+            carry_over(continued, folder)
     trainer.loggers = [instantiate(value) for value in config.logger.values() if OmegaConf.is_dict(value)]
 
     baselines: dict[str, Figures] = {}
@@ -104,25 +134,33 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     else:
         trainer.limit_val_batches = 0
         print("k-NN and final figures are off: the data has no labels")
+    cost = None
     if trainer.is_global_zero:
         print(f"views: made {datamodule.engine_choice}")
+        cost = predicted(config)
     started = time.perf_counter()
     try:
+        checkpoint = None if continued is None else str(continued.path)
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     finally:
         if trainer.is_global_zero:
             tell_unreadable(datamodule.unreadable, folder / "unreadable.txt")
     seconds = time.perf_counter() - started
 
+    written = trainer.strategy.checkpoint_io
+    unsaved = written.failed.get(folder / "checkpoints" / LAST) if isinstance(written, AtomicCheckpointIO) else None
     figures: dict[str, Figures] = {}
     if datamodule.labelled:
         module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU
         figures = {"trained": backbone_figures(module, datamodule, **plain["evaluation"]), **baselines}
+    # a run that was at its end already has not taken a step here
+    steps = next(c.clock.step for c in callbacks if isinstance(c, TeacherUpdate))
     monitor = next((c for c in callbacks if isinstance(c, CollapseMonitor)), None)
     online = next((c for c in callbacks if isinstance(c, OnlineKNN)), None)
     probe = next((c for c in callbacks if isinstance(c, OnlineProbe)), None)
+    meter = next(c for c in callbacks if isinstance(c, CostMeter))
     summary = {
-        "method": HydraConfig.get().runtime.choices.get("method") if HydraConfig.initialized() else None,
+        "method": _method_name(plain["method"]["_target_"]),
         "figures": figures,
         "split": "test",
         "validation_knn": None if online is None else online.accuracy,
@@ -131,22 +169,44 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         "alarms": [] if monitor is None else [asdict(alarm) for alarm in monitor.alarms],
         "mends": [] if monitor is None else monitor.mends,
         "seconds": {"train": round(seconds, 3), "data_wait": round(datamodule.seconds_waited, 3)},
-        "optimizer_steps": module.clock.step,
+        "cost": {"predicted": None if cost is None else as_plain(cost), "measured": meter.measured},
+        "optimizer_steps": steps,
+        "continued": None if continued is None else {"from": str(continued.path), "step": continued.step},
         "unreadable_images": len(datamodule.unreadable),
         "evaluates": module.evaluates,
         "seed": config.seed,
     }
+    if unsaved is not None:
+        if figures:
+            print(figures_table(figures))
+        raise UserError(
+            f"hydra.run.dir: {folder} cannot be written ({unsaved}): the training ended, its last state is lost; "
+            f"make room and continue with ckpt_path={folder}"
+        )
+    module = consolidated(module, lambda: build_method(config))
     if trainer.is_global_zero:
-        facts = run_facts(datamodule.source, plain, figures=figures, step=module.clock.step)
+        facts = run_facts(datamodule.source, plain, figures=figures, step=steps)
         export_backbone(module, folder / "backbone.safetensors", facts)
         write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
         if figures:
             source = type(datamodule.source).__name__
             print(f"\n{source}, test split, {module.evaluates} network\n\n{figures_table(figures)}\n")
+        if cost is not None and (line := measured_line(cost, meter.measured)):
+            print(line)
         spent = f"{seconds:.0f} s, {datamodule.seconds_waited / seconds:.1%} of it waiting for data"
         print(f"collapse: {summary['collapse'] or 'none seen'}    training: {spent}    run: {folder}")
-        print(f"report: {write_report(folder)}")
+        print(f"report: {last_report(module, datamodule, folder, trainer.loggers)}")
     return summary["validation_knn"]
+
+
+def _tell_cost(config: DictConfig, folder: Path) -> None:
+    plain = resolved(config)
+    check_values(plain)
+    OmegaConf.resolve(config)
+    try:
+        print(answer(config))
+    finally:
+        _remove_if_empty(folder)
 
 
 def tell_unreadable(names: list[str], file: Path) -> None:
@@ -167,6 +227,8 @@ def clear_errors() -> Iterator[None]:
         raise
     except (NonFiniteLossError, CollapseError) as error:
         raise UserError(str(error)) from error
+    except MisconfigurationException as error:  # Lightning's word for a setting that cannot work
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     except ValueError as error:
         if (said := _said_in_worker(str(error))) is not None:
             raise UserError(said) from error
@@ -183,8 +245,10 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     # the teacher stands in eval mode on purpose
     warnings.filterwarnings("ignore", message="Found .* module.* in eval mode at the start of training")
-    # the folder is this run's own: Hydra made it, with the log in it
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+    # the folder is this run's own: Hydra made it, with the log in it, or an earlier part of the run
+    warnings.filterwarnings("ignore", message=".* directory .* exists and is not empty")
+    # nobody writes into what a backbone returns
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 def _with_group(message: str, report: str) -> str:
@@ -214,16 +278,31 @@ def _said_in_worker(message: str) -> str | None:
 
 
 def _claim(folder: Path, config: DictConfig) -> None:
-    """Write the resolved configuration and where it comes from; a folder that holds a run already is refused."""
+    """Write the resolved configuration and where it comes from; a folder that holds a run already is refused.
+
+    Only ``ckpt_path=auto`` goes on in it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "config.yaml", "x", encoding="utf-8") as file:
-            file.write(OmegaConf.to_yaml(config, resolve=True))
+        if config.ckpt_path != AUTO:
+            open(folder / "config.yaml", "x").close()
+        stored = relocatable(resolved(config), str(folder))
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(stored)))
         write_text(folder / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
     except FileExistsError:
         raise UserError(f"hydra.run.dir: {folder} holds a run already; choose another folder") from None
     except OSError as error:
         raise UserError(f"hydra.run.dir: {folder} cannot be written ({error.strerror}); choose another") from None
+
+
+def _method_name(target: str) -> str | None:
+    """The choice of ``method``, or, in a run that is repeated from its folder, the file that names this class."""
+    if not HydraConfig.initialized():
+        return None
+    chosen: str | None = HydraConfig.get().runtime.choices.get("method")
+    files = sorted((CONF / "method").glob("*.yaml"))
+    named = (file.stem for file in files if f"_target_: {target}\n" in file.read_text(encoding="utf-8"))
+    return chosen or next(named, target.rpartition(".")[2])
 
 
 def _remove_if_empty(folder: Path) -> None:

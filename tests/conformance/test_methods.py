@@ -236,21 +236,6 @@ def test_resume_equals_the_uninterrupted_run(
     assert module.clock == again.clock
 
 
-def test_the_loss_is_finite_and_float32_in_bf16(method: str, compose: Any, tmp_path: Path) -> None:
-    config = compose(f"method={method}", "debug=fast")
-    losses = []
-    for precision in ("32-true", "bf16-mixed"):
-        module, datamodule = build(config)
-        record = Record()
-        fit(
-            module,
-            datamodule,
-            make_trainer(tmp_path, record, TeacherUpdate(), max_epochs=1, limit_train_batches=1, precision=precision),
-        )
-        losses.append(record.losses[0])
-    assert losses[1] == pytest.approx(losses[0], rel=5e-2)
-
-
 def test_half_precision_weights_are_refused(method: str, compose: Any, tmp_path: Path) -> None:
     module, datamodule = build(compose(f"method={method}", "debug=fast"))
     with pytest.raises(ValueError, match=r"trainer.precision: bf16-true given"):

@@ -50,7 +50,7 @@ def test_shared_extraction_is_that_of_one_rank(count: int, world: int, monkeypat
 
     def record(mine: Tensor) -> Tensor:
         shares[-1].append(mine)
-        return mine.new_zeros(count, *mine.shape[1:])
+        return mine.new_zeros(world * len(mine), *mine.shape[1:])
 
     for r in range(world):  # once to learn what each rank would send …
         shares.append([])
@@ -58,7 +58,9 @@ def test_shared_extraction_is_that_of_one_rank(count: int, world: int, monkeypat
         monkeypatch.setattr(gather, "all_gather_cat", record)
         gather.extract_over_ranks(embed, loader, "cpu")
     if count >= world:
-        assert sum(embedded) == count  # … nobody embeds what another one does …
+        # … all embed equally many, and nobody what another one does but to that end …
+        assert sum(embedded) == -(-count // world) * world
+        assert len({len(share[0]) for share in shares}) == 1
     for r in range(world):  # … and once with it
         sent = iter([torch.cat(column) for column in zip(*shares, strict=True)])
         monkeypatch.setattr(gather, "rank", lambda r=r: r)

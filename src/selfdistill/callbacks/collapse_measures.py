@@ -27,6 +27,7 @@ from selfdistill.evaluation.geometry import (
     uniformity,
 )
 from selfdistill.methods.outputs import Outputs
+from selfdistill.sharding import local, norms, over_shards
 from selfdistill.views import Views
 
 Measures = dict[str, float]
@@ -106,15 +107,16 @@ class GradientSignal:
             keep: the next step compares with this one.
             compare: measure, without waiting for the device.
         """
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        trained = [p.grad for p in parameters if p.grad is not None]
+        gradients = [local(gradient) for gradient in trained]
         if compare and gradients:
-            norms = torch.stack(torch._foreach_norm(gradients)).float()
-            norm = torch.linalg.vector_norm(norms)
+            norm = torch.linalg.vector_norm(norms(trained).float())
             self.measures = {"gradient_norm": norm}
             before = self._previous
             if before is not None and [g.shape for g in before] == [g.shape for g in gradients]:
-                products = torch.stack([x.sum() for x in torch._foreach_mul(before, gradients)]).float().sum()
-                other = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(before)).float())
+                products = torch.stack([x.sum() for x in torch._foreach_mul(before, gradients)]).float()
+                products = over_shards(products, trained).sum()
+                other = torch.linalg.vector_norm(norms(trained, held=before).float())
                 self.measures["gradient_signal"] = products / (norm * other).clamp_min(torch.finfo(torch.float32).tiny)
         self._previous = [g.clone() for g in gradients] if keep else None
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run between two optimizer steps, with a checkpoint."""
+"""Ctrl-C, SIGTERM and SLURM's warning end a run between two optimizer steps, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,24 +10,38 @@ from types import FrameType
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.callbacks import Checkpoint
+
+from selfdistill.callbacks.requeue import requeue
 
 
 class TrainingInterrupted(Exception):
-    """The run was stopped by a signal; ``checkpoint`` continues it (None: it was stopped at once)."""
+    """The run was stopped by a signal; ``checkpoint`` continues it (None: there is none).
 
-    def __init__(self, signal_number: int, checkpoint: Path | None) -> None:
+    Args:
+        signal_number: the signal.
+        checkpoint: the newest one.
+        note: what else was done.
+    """
+
+    def __init__(self, signal_number: int, checkpoint: Path | None, note: str = "") -> None:
         name = signal.Signals(signal_number).name
-        then = "in the middle of a step" if checkpoint is None else f"; {checkpoint} continues it"
-        super().__init__(f"stopped by {name} {then}")
+        super().__init__(f"stopped by {name}{note}")
         self.signal_number = signal_number
         self.checkpoint = checkpoint
 
 
-class GracefulInterrupt(L.Callback):
+class GracefulInterrupt(Checkpoint):
     """Waits for the end of the optimizer step, saves ``last.ckpt``, stops. A second signal stops at once.
 
     A checkpoint from the middle of a step (student moved, teacher not; gradients half accumulated)
     would not continue the same run; between two steps it does.
+
+    Under SLURM it takes the place of Lightning's handler, which writes wherever the step is: the signal that announces
+    the end of the time (``#SBATCH --signal=USR1@90``) saves in the same way, and then asks ``scontrol`` to requeue the
+    job, where Lightning would. SIGTERM asks for nothing: a pre-empted job is requeued by SLURM, a cancelled one is not
+    to come back.
 
     Args:
         checkpoint: the file that is written.
@@ -41,15 +55,20 @@ class GracefulInterrupt(L.Callback):
         self.agree_every = agree_every
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
+        self._requeue_signal: int | None = None
         self._global_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._received = None
         self._global_step = trainer.global_step
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self._requeue_signal = environment.requeue_signal
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._remember)
+        for number in (signal.SIGINT, signal.SIGTERM, self._requeue_signal):
+            if number is not None:
+                self._previous[number] = signal.signal(number, self._remember)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -64,9 +83,18 @@ class GracefulInterrupt(L.Callback):
         self._stop_if_asked(trainer)
 
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
-        if self._agreed(trainer):
-            trainer.save_checkpoint(self.checkpoint)
-            raise TrainingInterrupted(self._received or signal.SIGTERM, self.checkpoint)
+        if not self._agreed(trainer):
+            return
+        trainer.save_checkpoint(self.checkpoint)
+        asked = self._requeue_signal is not None and self._received == self._requeue_signal
+        note = ""
+        if trainer.strategy.reduce_boolean_decision(asked, all=False) and trainer.is_global_zero:
+            note = f", {requeue()}"
+        raise TrainingInterrupted(self._received or signal.SIGTERM, self._newest(), note)
+
+    def _newest(self) -> Path | None:
+        """The checkpoint, which may be an earlier one where the disk is full."""
+        return self.checkpoint if self.checkpoint.exists() else None
 
     def _agreed(self, trainer: L.Trainer) -> bool:
         """Whether any process was asked: signals reach processes at different steps, or one of them only."""
@@ -85,7 +113,7 @@ class GracefulInterrupt(L.Callback):
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self._received is not None:
             self._restore()
-            raise TrainingInterrupted(number, None)
+            raise TrainingInterrupted(number, self._newest(), " in the middle of a step")
         self._received = number
         print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)
 

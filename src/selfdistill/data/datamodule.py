@@ -44,6 +44,8 @@ class DataModule(L.LightningDataModule):
         labelled: whose labels training batches have, the others' being -1: a share of each class (float), a number of
             images a class (int), all (None). The same ones whatever the seed; evaluation uses all labels.
         on_error: what an image that cannot be read leads to: ``raise``, or ``skip``, see `SkippingImages`.
+        micro_batches: how many of ``batch_size`` make a training batch; the last of an epoch may have fewer.
+        limit: train on the first so many images only; None on all. Evaluation uses all.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class DataModule(L.LightningDataModule):
         drop_last: bool = True,
         labelled: float | None = None,
         on_error: OnError = "raise",
+        micro_batches: int = 1,
+        limit: int | None = None,
     ) -> None:
         super().__init__()
         check_labelled(labelled)
@@ -65,8 +69,10 @@ class DataModule(L.LightningDataModule):
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
             ("num_workers", num_workers, 0),
+            ("micro_batches", micro_batches, 1),
+            ("limit", limit, 1),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise ValueError(f"data.{name}={value} is not allowed; it must be at least {least}")
         if on_error not in get_args(OnError):
             raise ValueError(f"data.on_error={on_error!r} is not allowed; it must be {' or '.join(get_args(OnError))}")
@@ -79,6 +85,8 @@ class DataModule(L.LightningDataModule):
         self.drop_last = drop_last
         self._labelled_part = labelled
         self.on_error = on_error
+        self.micro_batches = micro_batches
+        self.limit = limit
         self._splits: dict[Split, Images] = {}
         self._train_loader: ResumableLoader | None = None
 
@@ -128,7 +136,8 @@ class DataModule(L.LightningDataModule):
     @property
     def num_train(self) -> int:
         """Number of training samples."""
-        return len(self._split("train"))
+        whole = len(self._split("train"))
+        return whole if self.limit is None else min(whole, self.limit)
 
     @property
     def image_channels(self) -> int:
@@ -153,9 +162,14 @@ class DataModule(L.LightningDataModule):
                 train, self.recipe, seed=self.seed, mean=self.source.mean, std=self.source.std, labelled=self.labelled
             )
         stored = train.images if isinstance(train, SkippingImages) else train
-        permutation = stored.permutation if isinstance(stored, ShardImages) else None
+        permutation = stored.permutation if isinstance(stored, ShardImages) and self.limit is None else None
         order = ResumableBatchSampler(
-            len(train), self.batch_size, self.seed, drop_last=self.drop_last, permutation=permutation
+            self.num_train,
+            self.batch_size * self.micro_batches,
+            self.seed,
+            drop_last=self.drop_last,
+            permutation=permutation,
+            unit=self.batch_size,
         )
         loader = ResumableLoader(batches, order, num_workers=self.num_workers, pin_memory=torch.cuda.is_available())
         loader.trainer = self.trainer

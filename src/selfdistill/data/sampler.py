@@ -57,9 +57,11 @@ class ResumableBatchSampler(DistributedSampler[EpochIndices]):
         length: number of samples.
         batch_size: samples a batch and rank.
         seed: of the order.
-        drop_last: leave out the last batch of an epoch where it is smaller than the others.
+        drop_last: leave out the last batch of an epoch where it is smaller than the others, or all of it that is no
+            multiple of `unit`.
         shuffle: False gives 0, 1, 2, … in every epoch.
         permutation: makes the order of an epoch from a generator; None makes all orders equally likely.
+        unit: samples of a micro-batch, of which a batch has several; None for batches that are not divided.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class ResumableBatchSampler(DistributedSampler[EpochIndices]):
         drop_last: bool = True,
         shuffle: bool = True,
         permutation: Callable[[np.random.Generator], np.ndarray] | None = None,
+        unit: int | None = None,
     ) -> None:
         if length < 1 or batch_size < 1:
             raise ValueError(f"sampler: length={length}, batch_size={batch_size}; both must be at least 1")
@@ -79,12 +82,12 @@ class ResumableBatchSampler(DistributedSampler[EpochIndices]):
         self.length = length
         self.batch_size = batch_size
         self.permutation = permutation
+        self.unit = batch_size if unit is None else unit
         self.start = 0
 
     def __len__(self) -> int:
         """Batches of a whole epoch, wherever this one starts."""
-        samples = self._share()
-        return samples // self.batch_size if self.drop_last else -(-samples // self.batch_size)
+        return -(-self._share() // self.batch_size)
 
     def __iter__(self) -> Iterator[EpochIndices]:
         """The batches of `epoch` from number `start` on."""
@@ -99,7 +102,9 @@ class ResumableBatchSampler(DistributedSampler[EpochIndices]):
 
     def _share(self) -> int:
         """Samples a rank."""
-        return self.length // world_size() if self.drop_last else -(-self.length // world_size())
+        if not self.drop_last:
+            return -(-self.length // world_size())
+        return self.length // world_size() // self.unit * self.unit
 
 
 class ResumableLoader(DataLoader[Any]):

@@ -21,15 +21,18 @@ def extract_over_ranks(
 ) -> tuple[Tensor, Tensor]:
     """:func:`extract_features`, each process embedding its share; all get all rows, in the loader's order.
 
-    Shares are strided without filling up, so that no sample is counted twice. A loader that is not a plain
-    sequential ``DataLoader`` is run through by every process.
+    Shares are strided and equally long, so that sharded networks, which talk in every forward pass, do so equally
+    often; what fills them up is cut off. A loader that is not a plain sequential ``DataLoader`` is run through by every
+    process.
     """
     if world_size() == 1 or not _divisible(loader):
         return extract_features(embed, loader, device)
     assert isinstance(loader, DataLoader)
     count, world = len(cast(Sized, loader.dataset)), world_size()
+    positions = torch.arange(-(-count // world) * world)
+    mine = positions[rank() :: world].clamp(max=count - 1)
     share = DataLoader(
-        Subset(loader.dataset, range(rank(), count, world)),
+        Subset(loader.dataset, mine.tolist()),
         batch_size=loader.batch_size,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
@@ -37,7 +40,7 @@ def extract_over_ranks(
         generator=torch.Generator(),
     )
     features, labels = extract_features(embed, share, device)
-    order = torch.cat([torch.arange(r, count, world) for r in range(world)]).argsort()
+    order = torch.cat([positions[r::world] for r in range(world)]).argsort()[:count]
     gathered = [all_gather_cat(rows.to(device)).cpu()[order] for rows in (features, labels)]
     return gathered[0], gathered[1]
 

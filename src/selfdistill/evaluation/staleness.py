@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from selfdistill.evaluation.features import unit_rows
+from selfdistill.sharding import local, norms
 
 # Tensors a fused call: differences of at most these exist at once, not of a whole model.
 _GROUP = 64
@@ -43,10 +44,13 @@ def parameter_distance(teacher: Iterable[Tensor], student: Iterable[Tensor]) -> 
     difference: list[Tensor] = []
     size: list[Tensor] = []
     for i in range(0, len(s), _GROUP):
-        difference += torch._foreach_norm(torch._foreach_sub(t[i : i + _GROUP], s[i : i + _GROUP]))
-        size += torch._foreach_norm(s[i : i + _GROUP])
-    reference = torch.linalg.vector_norm(torch.stack(size)).clamp_min(torch.finfo(torch.float32).tiny)
-    return (torch.linalg.vector_norm(torch.stack(difference)) / reference).float()
+        some = s[i : i + _GROUP]
+        own = [local(parameter) for parameter in some]
+        changes = torch._foreach_sub([local(parameter) for parameter in t[i : i + _GROUP]], own)
+        difference.append(norms(some, held=changes))
+        size.append(norms(some))
+    reference = torch.linalg.vector_norm(torch.cat(size)).clamp_min(torch.finfo(torch.float32).tiny)
+    return (torch.linalg.vector_norm(torch.cat(difference)) / reference).float()
 
 
 def output_agreement(student: Tensor, teacher: Tensor) -> Tensor:

@@ -16,16 +16,21 @@ from torch.optim import Optimizer
 
 from selfdistill.data import ResumableLoader
 from selfdistill.divergences import Divergence
+from selfdistill.methods.accumulation import HeldStatistics, Window
 from selfdistill.methods.compatibility import Accepts, accepted_divergence, check_parts, check_precision
+from selfdistill.methods.coupling import approximated
 from selfdistill.methods.finite import FiniteGuard
 from selfdistill.methods.outputs import Answers, Outputs, detached
+from selfdistill.methods.sharded import shard_towers
 from selfdistill.methods.weighing import weighed
 from selfdistill.networks import Tower
-from selfdistill.objectives import Objective
+from selfdistill.objectives import Coupling, Objective
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.schedules import Clock, Schedule, as_schedule
+from selfdistill.sharding import local
 from selfdistill.teacher import TeacherPolicy, TeacherUpdate
 from selfdistill.views import Views
+from selfdistill.views.micro_batches import in_micro_batches
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -91,6 +96,9 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         """Optimizer steps taken; written by :class:`TeacherUpdate` alone."""
         self.provenance: dict[str, Any] = {}
         """Plain values stored in every checkpoint (the runner puts the resolved config here)."""
+        self.micro_batch_size: int | None = None
+        """Images that networks see at a time, where a batch has more (``accumulate=exact``); None: all."""
+        self._window, self._statistics = Window(), HeldStatistics()
         self._observable: tuple[Views, P, T] | None = None
         self._guard = FiniteGuard()
         for objective in self.objectives.values():
@@ -119,6 +127,10 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
     def answers(self, predictions: P, targets: T) -> Answers | None:
         """What a step that returned these says over prototypes; None for a method without prototypes."""
         return None
+
+    def couples(self) -> dict[str, Coupling]:
+        """Terms that are no mean over images, and what couples these: micro-batches only approximate them."""
+        return {}
 
     def embed(self, images: Tensor) -> Tensor:
         """``[B, C, H, W] -> [B, D]``: the representation that is evaluated."""
@@ -162,6 +174,10 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
             self.teacher.train(mode and self.teacher_policy.mode == "train")
         return self
 
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:
+            shard_towers(self, self.student, self.teacher, self.device_mesh["data_parallel"])
+
     def setup(self, stage: str) -> None:
         check_precision(str(self.trainer.precision))
 
@@ -174,6 +190,9 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         if isinstance(loader, ResumableLoader):
             # its place in the epoch is known to the Trainer's counters alone
             loader.trainer = self.trainer
+        line = approximated(self, self.trainer.accumulate_grad_batches, loader)
+        if line is not None and self.trainer.is_global_zero:
+            print(line)
 
     def training_step(self, batch: Views, batch_idx: int) -> dict[str, Any]:
         if not isinstance(batch, Views):
@@ -182,8 +201,8 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
                 "selfdistill.views.ViewLoader(dataset, views=…) or a selfdistill DataModule"
             )
         with torch.no_grad():
-            targets = self.targets(batch)
-        predictions = self.predictions(batch)
+            targets = in_micro_batches(self.targets, batch, self.micro_batch_size)
+        predictions = in_micro_batches(self.predictions, batch, self.micro_batch_size)
         with torch.autocast(self.device.type, enabled=False):
             extra: dict[str, dict[str, Tensor]] = {
                 owner: cast(Objective, objective).terms(self, batch, predictions, targets)
@@ -192,6 +211,7 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
             terms, weights = weighed(self.terms(predictions, targets), extra, self.weights, self.clock)
             loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         self._observable = (batch, predictions, targets)
+        self._weight = self._window.weight(batch.batch_size)
         detached_terms = {name: term.detach() for name, term in terms.items()}
         self._guard.watch(loss, detached_terms)
         every = 1 if self.device.type == "cpu" else max(getattr(self.trainer, "log_every_n_steps", 1), 1)
@@ -207,7 +227,15 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
             "teacher": detached(targets),
         }
 
+    def on_before_backward(self, loss: Tensor) -> None:
+        if self.micro_batch_size is not None or self.student.backbone.recomputes:
+            self._statistics.hold(self)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        super().backward(loss if self._weight == 1 else loss * self._weight, *args, **kwargs)
+
     def on_after_backward(self) -> None:
+        self._statistics.release()
         if self._observable is None:
             return
         views, predictions, targets = self._observable
@@ -222,12 +250,8 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         return {"embedding": self.embed(images).float(), "labels": labels}
 
     def configure_optimizers(self) -> Optimizer:
-        return self.optimizer_recipe.build(
-            self.trained_parameters(),
-            self.parameter_roles(),
-            batch_size=self.effective_batch_size(),
-            fused=not self._scaled,
-        )
+        named, roles = self.trained_parameters(), self.parameter_roles()
+        return self.optimizer_recipe.build(named, roles, batch_size=self.effective_batch_size(), fused=not self._scaled)
 
     def effective_batch_size(self) -> int | None:
         """Images of one optimizer step over all processes; None where the loader does not say."""
@@ -243,6 +267,9 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         return [(n, p) for n, p in self.named_parameters() if p.requires_grad and not n.startswith("teacher.")]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        factor = self._window.close(self.trainer.accumulate_grad_batches)
+        if factor != 1:
+            torch._foreach_mul_([local(p.grad) for _, p in self.trained_parameters() if p.grad is not None], factor)
         self.optimizer_recipe.apply(optimizer, self.clock)
         # the rate that the recipe names: groups may have factors of it
         first = optimizer.param_groups[0]

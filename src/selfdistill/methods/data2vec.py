@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,16 +15,25 @@ from selfdistill.methods.base import Outputs, SelfDistillModule
 from selfdistill.methods.compatibility import Accepts
 from selfdistill.methods.patches import check_same_view
 from selfdistill.networks import Backbone, Tower, as_backbone
+from selfdistill.objectives import Coupling
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.schedules import Schedule
 from selfdistill.targets import average_layers
 from selfdistill.teacher import TeacherPolicy
 from selfdistill.views import Views
+from selfdistill.views.micro_batches import Layout
 
 _ADAMW = OptimizerRecipe("adamw", 2e-3, weight_decay=0.05, warmup="10 epochs", clip=3.0)
 
 
-class Data2Vec(SelfDistillModule[Outputs, Outputs]):
+@dataclass
+class MaskedOutputs(Outputs):
+    """``projections`` are of masked patches, ``[M, D]``."""
+
+    layouts: ClassVar[Mapping[str, Layout]] = {"projections": "masked"}
+
+
+class Data2Vec(SelfDistillModule[MaskedOutputs, MaskedOutputs]):
     """data2vec on images (arXiv 2202.03555).
 
     ``L = mean over masked patches of D(r(f_s(x_masked)), y)``, ``y = LN(1/K Σ_l a_l)`` (equations 2 and 3): a_l the
@@ -74,22 +85,25 @@ class Data2Vec(SelfDistillModule[Outputs, Outputs]):
         self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(backbone.dim), std=0.02))
         self.layers = range(backbone.depth - top_k, backbone.depth)
 
-    def targets(self, views: Views) -> Outputs:
+    def targets(self, views: Views) -> MaskedOutputs:
         check_same_view(views, len(views.mask("mask")))
         features, _ = self.teaching_tower(views.teacher, layers=self.layers)
         layers = [layer.flatten(0, 1) for layer in features.layers]
         wanted = average_layers(layers, top_k=len(layers), norm=None, post_norm=True)
         assert features.tokens is not None
-        return Outputs(wanted.flatten(0, 1).index_select(0, views.mask("masked")), features.tokens.mean(2))
+        return MaskedOutputs(wanted.flatten(0, 1).index_select(0, views.mask("masked")), features.tokens.mean(2))
 
-    def predictions(self, views: Views) -> Outputs:
+    def predictions(self, views: Views) -> MaskedOutputs:
         features, _ = self.student(views.student, mask=views.student_masks, mask_token=self.mask_token)
         assert features.tokens is not None
         masked = features.tokens.flatten(0, 2).index_select(0, views.mask("masked"))
-        return Outputs(self.regressor(masked), features.tokens.mean(2), views.same)
+        return MaskedOutputs(self.regressor(masked), features.tokens.mean(2), views.same)
 
-    def terms(self, predictions: Outputs, targets: Outputs) -> dict[str, Tensor]:
+    def terms(self, predictions: MaskedOutputs, targets: MaskedOutputs) -> dict[str, Tensor]:
         return {"latent": self.divergence(predictions.projections, targets.projections, self.clock).mean()}
+
+    def couples(self) -> dict[str, Coupling]:
+        return {"latent": "numbers of masked patches"}
 
     def embed(self, images: Tensor) -> Tensor:
         tokens = self.evaluated_tower.backbone(images).tokens

@@ -17,6 +17,7 @@ from selfdistill.methods.base import Answers, Outputs, SelfDistillModule
 from selfdistill.methods.compatibility import Accepts
 from selfdistill.methods.outputs import as_logits
 from selfdistill.networks import Backbone, Tower, as_backbone
+from selfdistill.objectives import Coupling
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.schedules import LinearSchedule, Schedule
 from selfdistill.targets import Center, sinkhorn
@@ -152,6 +153,9 @@ class DINO(SelfDistillModule[Outputs, Outputs]):
             student = self._last_layer(student)
         student = student / self.student_temperature(self.clock)
         return Answers(student, self._sharpened(targets.projections), predictions.pairs)
+
+    def couples(self) -> dict[str, Coupling]:
+        return {} if self.center is not None else {"distill": "Sinkhorn"}
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         return {"last_layer": list(self._last_layer.parameters())}

@@ -18,6 +18,7 @@ from selfdistill.methods.compatibility import Accepts
 from selfdistill.methods.outputs import as_logits
 from selfdistill.methods.patches import PatchOutputs, check_same_view
 from selfdistill.networks import Backbone, Tower, as_backbone
+from selfdistill.objectives import Coupling
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.regularizers import koleo
 from selfdistill.schedules import LinearSchedule, Schedule
@@ -156,6 +157,10 @@ class DINOv2(SelfDistillModule[PatchOutputs, PatchOutputs]):
         wanted, temperature = self._sharpened(targets.projections, self.center)
         teacher = as_logits(wanted) if temperature is None else wanted / temperature
         return Answers(student, teacher, predictions.pairs)
+
+    def couples(self) -> dict[str, Coupling]:
+        balanced: dict[str, Coupling] = {} if self.center is not None else {"cls": "Sinkhorn", "patch": "Sinkhorn"}
+        return {**balanced, "koleo": "KoLeo"}
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         names = {"last_layer": self.student.head, "patch_embed": self.student.backbone}

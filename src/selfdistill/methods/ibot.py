@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from selfdistill.schedules import LinearSchedule, Schedule
 from selfdistill.targets import Center
 from selfdistill.teacher import TeacherPolicy
 from selfdistill.views import Views
+from selfdistill.views.micro_batches import Layout
 
 _WARM_UP = LinearSchedule(0.04, 0.07, "30 epochs")
 _ADAMW = OptimizerRecipe(
@@ -33,6 +35,8 @@ _ADAMW = OptimizerRecipe(
 @dataclass
 class IBOTTargets(Outputs):
     """The teacher's logits: of class tokens, of masked patches ``[M, K]``, and means over all patches ``[G·B, K]``."""
+
+    layouts: ClassVar[Mapping[str, Layout]] = {"patches": "masked", "patch_means": "images"}
 
     patches: Tensor = field(kw_only=True)
     patch_means: Tensor = field(kw_only=True)

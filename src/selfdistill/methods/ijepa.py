@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,17 +15,26 @@ from selfdistill.methods.base import Outputs, SelfDistillModule
 from selfdistill.methods.compatibility import Accepts
 from selfdistill.methods.patches import check_same_view
 from selfdistill.networks import Backbone, Tower, as_backbone
+from selfdistill.objectives import Coupling
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.schedules import Schedule
 from selfdistill.teacher import TeacherPolicy
 from selfdistill.views import Views
+from selfdistill.views.micro_batches import Layout
 
 _ADAMW = OptimizerRecipe(
     "adamw", 1e-3, weight_decay=0.04, weight_decay_end=0.4, warmup="40 epochs", lr_start=2e-4, lr_end=1e-6
 )
 
 
-class IJEPA(SelfDistillModule[Outputs, Outputs]):
+@dataclass
+class BlockOutputs(Outputs):
+    """``projections`` are of the patches of target blocks, ``[G·B, T, Nt, D]``."""
+
+    layouts: ClassVar[Mapping[str, Layout]] = {"projections": "images"}
+
+
+class IJEPA(SelfDistillModule[BlockOutputs, BlockOutputs]):
     """Image joint-embedding predictive architecture (arXiv 2301.08243).
 
     ``L = mean over patches j of the target blocks of D(g(f_s(x_context), m_j), LN(f_t(x))_j)``: f_s encodes the
@@ -82,7 +93,7 @@ class IJEPA(SelfDistillModule[Outputs, Outputs]):
             heads=predictor_heads,
         )
 
-    def targets(self, views: Views) -> Outputs:
+    def targets(self, views: Views) -> BlockOutputs:
         wanted = views.mask("targets")
         check_same_view(views, len(wanted) // views.batch_size)
         features, _ = self.teaching_tower(views.teacher)
@@ -90,17 +101,20 @@ class IJEPA(SelfDistillModule[Outputs, Outputs]):
         tokens = features.tokens.flatten(0, 1)
         positions = wanted.flatten(1)[..., None].expand(-1, -1, tokens.shape[-1])
         normal = F.layer_norm(tokens.float(), tokens.shape[-1:])
-        return Outputs(normal.gather(1, positions).unflatten(1, wanted.shape[1:]), features.tokens.mean(2))
+        return BlockOutputs(normal.gather(1, positions).unflatten(1, wanted.shape[1:]), features.tokens.mean(2))
 
-    def predictions(self, views: Views) -> Outputs:
+    def predictions(self, views: Views) -> BlockOutputs:
         context = views.mask("context")
         features, _ = self.student(views.student, keep=context)
         assert features.tokens is not None
         predicted = self.predictor(features.tokens.flatten(0, 1), context, views.mask("targets"))
-        return Outputs(predicted, features.tokens.mean(2), views.same)
+        return BlockOutputs(predicted, features.tokens.mean(2), views.same)
 
-    def terms(self, predictions: Outputs, targets: Outputs) -> dict[str, Tensor]:
+    def terms(self, predictions: BlockOutputs, targets: BlockOutputs) -> dict[str, Tensor]:
         return {"latent": self.divergence(predictions.projections, targets.projections, self.clock).mean()}
+
+    def couples(self) -> dict[str, Coupling]:
+        return {"latent": "numbers of masked patches"}
 
     def embed(self, images: Tensor) -> Tensor:
         tokens = self.evaluated_tower.backbone(images).tokens

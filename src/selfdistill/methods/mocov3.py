@@ -14,6 +14,7 @@ from selfdistill.heads import MLP
 from selfdistill.heads.mlp import Norm
 from selfdistill.methods.base import Outputs, SelfDistillModule
 from selfdistill.networks import Backbone, Tower, as_backbone
+from selfdistill.objectives import Coupling
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.products import unit
 from selfdistill.schedules import Schedule
@@ -110,6 +111,9 @@ class MoCoV3(SelfDistillModule[MoCoV3Outputs, Outputs | None]):
         contrast = info_nce_in_batch(unit(queries), unit(keys), temperature=temperature)
         # 2T of each direction, and the paper adds the two
         return {"contrast": 4 * temperature * contrast.mean()}
+
+    def couples(self) -> dict[str, Coupling]:
+        return {"contrast": "in-batch negatives"}
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         stem = [p for name, p in self.student.backbone.named_parameters() if "patch_embed" in name]

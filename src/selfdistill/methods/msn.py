@@ -15,6 +15,7 @@ from selfdistill.methods.base import Answers, Outputs, SelfDistillModule
 from selfdistill.methods.compatibility import Accepts
 from selfdistill.methods.outputs import as_logits
 from selfdistill.networks import Backbone, Tower, as_backbone
+from selfdistill.objectives import Coupling
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.regularizers import me_max
 from selfdistill.schedules import Schedule
@@ -117,6 +118,9 @@ class MSN(SelfDistillModule[Outputs, Outputs]):
         cosines = self.prototypes(predictions.projections.to(self.prototypes.weight.dtype))
         student = cosines.float() / self.temperature(self.clock)
         return Answers(student, as_logits(self._codes(targets.projections)), predictions.pairs)
+
+    def couples(self) -> dict[str, Coupling]:
+        return {"cluster": "Sinkhorn", "me_max": "mean entropy"}
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         return {"prototypes": list(self.prototypes.parameters())}

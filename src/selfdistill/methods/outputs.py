@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+
+from selfdistill.views.micro_batches import Layout
 
 
 @dataclass
@@ -18,6 +21,9 @@ class Outputs:
         features: ``[V, B, D]`` pooled backbone features, for monitors and objectives.
         pairs: (student slot, teacher slot) to compare; on the student's side only.
     """
+
+    layouts: ClassVar[Mapping[str, Layout]] = {}
+    """How the samples of a field lie where that is not ``[V, B, …]``."""
 
     projections: Tensor
     features: Tensor

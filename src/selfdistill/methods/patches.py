@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
 from selfdistill.methods.outputs import Outputs
 from selfdistill.views import Views
+from selfdistill.views.micro_batches import Layout
 
 
 @dataclass
@@ -18,6 +21,8 @@ class PatchOutputs(Outputs):
         patches: ``[M, K]``, of the masked patches.
         weight: ``[M]``, 1 / the number of masked patches in the image.
     """
+
+    layouts: ClassVar[Mapping[str, Layout]] = {"patches": "masked", "weight": "masked"}
 
     patches: Tensor = field(kw_only=True)
     weight: Tensor = field(kw_only=True)

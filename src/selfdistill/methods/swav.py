@@ -15,6 +15,7 @@ from selfdistill.heads import MLP, SwAVPrototypes
 from selfdistill.methods.base import Answers, Outputs, SelfDistillModule
 from selfdistill.methods.outputs import as_logits
 from selfdistill.networks import Backbone, Tower, as_backbone
+from selfdistill.objectives import Coupling
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.schedules import Duration, Schedule, check_duration, duration_in_steps
 from selfdistill.targets import Queue, sinkhorn
@@ -130,6 +131,9 @@ class SwAV(SelfDistillModule[SwAVOutputs, Outputs | None]):
         scores = self.prototypes(predictions.projections.to(self.prototypes.weight.dtype))
         codes = torch.stack([self._codes(z, crop) for crop, z in enumerate(_assigned(predictions, targets))])
         return Answers(scores.float() / self.temperature(self.clock), as_logits(codes), predictions.pairs)
+
+    def couples(self) -> dict[str, Coupling]:
+        return {"cluster": "Sinkhorn"}
 
     def parameter_roles(self) -> dict[str, list[nn.Parameter]]:
         return {"prototypes": list(self.prototypes.parameters())}

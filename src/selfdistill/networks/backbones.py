@@ -34,11 +34,13 @@ class Backbone(nn.Module, ABC):
     Attributes:
         dim: D, the width of ``Features.pooled``.
         has_tokens: whether patch tokens exist, so that masks, ``keep`` and patch targets can be used.
+        recomputes: whether activations are computed again for the backward pass.
         depth: number of blocks (or stages) that ``layers`` can index.
     """
 
     dim: int
     has_tokens: bool = False
+    recomputes: bool = False
     depth: int = 0
 
     @abstractmethod
@@ -69,6 +71,17 @@ class Backbone(nn.Module, ABC):
     def layer_dims(self, layers: Sequence[int]) -> list[int]:
         """Width D_i of each block in ``layers``."""
         raise ValueError(f"layers: {type(self).__name__} gives no intermediate outputs; use layers=()")
+
+    def checkpoint_activations(self) -> None:
+        """Recompute activations for the backward pass from now on, for less memory.
+
+        Raises:
+            ValueError: the network has no way to.
+        """
+        raise ValueError(
+            f"trainer.activation_checkpointing: true given, but {type(self).__name__} cannot recompute activations; "
+            "choose false, or a timm network, small_cnn or small_vit"
+        )
 
     def refuse_token_arguments(self, mask: Tensor | None, keep: Tensor | None) -> None:
         if mask is not None or keep is not None:

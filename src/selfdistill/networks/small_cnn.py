@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from selfdistill.networks.backbones import Backbone, Features, block_positions
 
@@ -37,6 +39,9 @@ class SmallCNN(Backbone):
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
+    def checkpoint_activations(self) -> None:
+        self.recomputes = True
+
     def layer_dims(self, layers: Sequence[int]) -> list[int]:
         return [self.widths[i] for i in block_positions(layers, self.depth)]
 
@@ -53,8 +58,9 @@ class SmallCNN(Backbone):
         wanted = block_positions(layers, self.depth)
         taps: dict[int, Tensor] = {}
         x = images
+        checkpointing = self.recomputes and torch.is_grad_enabled()
         for i, stage in enumerate(self.stages):
-            x = stage(x)
+            x = checkpoint(stage, x, use_reentrant=False) if checkpointing else stage(x)
             if i in wanted:
                 taps[i] = x.flatten(2).transpose(1, 2)
         return Features(x.mean((2, 3)), None, tuple(taps[i] for i in wanted))

@@ -34,6 +34,10 @@ class TimmViT(Backbone):
         rows, columns = self.model.patch_embed.patch_size
         return size[0] // rows, size[1] // columns
 
+    def checkpoint_activations(self) -> None:
+        self.model.set_grad_checkpointing()
+        self.recomputes = True
+
     def layer_dims(self, layers: Sequence[int]) -> list[int]:
         return [self.dim for _ in block_positions(layers, self.depth)]
 
@@ -84,6 +88,13 @@ class TimmBackbone(Backbone):
         # head_hidden_size differs from num_features where the pooled features pass a pre-logits layer
         self.dim = int(getattr(network, "head_hidden_size", None) or network.num_features)
         self.depth = len(getattr(network, "feature_info", ()) or ())
+
+    def checkpoint_activations(self) -> None:
+        try:
+            self.model.set_grad_checkpointing()
+        except (AttributeError, AssertionError):  # timm has it, or asserts that it is not asked for
+            super().checkpoint_activations()
+        self.recomputes = True
 
     def layer_dims(self, layers: Sequence[int]) -> list[int]:
         infos = list(self.model.feature_info)

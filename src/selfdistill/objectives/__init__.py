@@ -3,7 +3,7 @@
 All are means, over crops or pairs of crops and over images, so that a weight means the same for any number of views.
 """
 
-from selfdistill.objectives.base import Objective
+from selfdistill.objectives.base import Coupling, Objective
 from selfdistill.objectives.clustering import Clustering
 from selfdistill.objectives.contrastive import Contrastive
 from selfdistill.objectives.koleo import KoLeo
@@ -16,6 +16,7 @@ from selfdistill.objectives.variance_covariance import VarianceCovariance
 __all__ = [
     "Clustering",
     "Contrastive",
+    "Coupling",
     "KoLeo",
     "MaskedPixels",
     "MaskedTokens",

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from selfdistill.views import Views
 
 Need = Literal["projections", "teacher", "tokens", "masks"]
+Coupling = Literal[
+    "in-batch negatives",
+    "Sinkhorn",
+    "KoLeo",
+    "mean entropy",
+    "variances over the batch",
+    "numbers of masked patches",
+    "numbers of labelled images",
+]
+"""What makes a term other than a mean over images."""
 
 
 class Objective(nn.Module, ABC):
@@ -28,6 +38,9 @@ class Objective(nn.Module, ABC):
 
     needs: ClassVar[frozenset[Need]] = frozenset()
     """What there must be: a projection of each view, a teacher, patch tokens (in both networks), masks in the views."""
+
+    couples: ClassVar[Coupling | None] = None
+    """What couples the images of a batch in its terms; None for means over images."""
 
     def attach(self, module: SelfDistillModule[Any, Any]) -> None:
         """Take sizes from ``module`` and make the parameters; called once, when its towers are built.

@@ -10,7 +10,7 @@ from torch import Tensor
 from selfdistill.divergences import fused_cross_entropy
 from selfdistill.divergences.modules import as_temperature
 from selfdistill.heads import Prototypes
-from selfdistill.objectives.base import Need, Objective
+from selfdistill.objectives.base import Coupling, Need, Objective
 from selfdistill.schedules import Schedule
 from selfdistill.targets import sinkhorn
 
@@ -36,6 +36,7 @@ class Clustering(Objective):
 
     name: ClassVar[str] = "clustering"
     needs: ClassVar[frozenset[Need]] = frozenset({"projections", "teacher"})
+    couples: ClassVar[Coupling | None] = "Sinkhorn"
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selfdistill.divergences.contrastive import info_nce_in_batch
 from selfdistill.divergences.modules import as_temperature
-from selfdistill.objectives.base import Need, Objective
+from selfdistill.objectives.base import Coupling, Need, Objective
 from selfdistill.products import unit
 from selfdistill.schedules import Schedule
 
@@ -31,6 +31,7 @@ class Contrastive(Objective):
 
     name: ClassVar[str] = "contrastive"
     needs: ClassVar[frozenset[Need]] = frozenset({"projections", "teacher"})
+    couples: ClassVar[Coupling | None] = "in-batch negatives"
 
     def __init__(self, temperature: Schedule | float = 0.2) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from selfdistill.objectives.base import Objective
+from selfdistill.objectives.base import Coupling, Objective
 from selfdistill.regularizers import koleo
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ class KoLeo(Objective):
     """
 
     name: ClassVar[str] = "koleo"
+    couples: ClassVar[Coupling | None] = "KoLeo"
 
     def __init__(self, eps: float = 1e-8) -> None:
         super().__init__()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
-from selfdistill.objectives.base import Need, Objective, mean_where
+from selfdistill.objectives.base import Coupling, Need, Objective, mean_where
 from selfdistill.objectives.masking import encode_masked, is_masked, masked_crops, new_mask_token
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class MaskedPixels(Objective):
 
     name: ClassVar[str] = "masked_pixels"
     needs: ClassVar[frozenset[Need]] = frozenset({"tokens", "masks"})
+    couples: ClassVar[Coupling | None] = "numbers of masked patches"
 
     def __init__(self, patch: int = 16, channels: int = 3) -> None:
         super().__init__()
@@ -48,9 +49,8 @@ class MaskedPixels(Objective):
     def terms(
         self, module: SelfDistillModule[Any, Any], views: Views, predictions: Any, targets: Any
     ) -> dict[str, Tensor]:
-        crops = masked_crops(views, self.name)
-        wanted = self._targets(views, crops)
-        decoded = self.decoder(encode_masked(module, views, crops, self.mask_token))
+        wanted = self._targets(views, masked_crops(views, self.name))
+        decoded = self.decoder(encode_masked(module, views, self.mask_token, self.name))
         return {"masked_pixels": mean_where((decoded - wanted).abs().mean(-1), is_masked(views))}
 
     def _targets(self, views: Views, crops: Tensor) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfdistill.objectives.base import Need, Objective, mean_where
+from selfdistill.objectives.base import Coupling, Need, Objective, mean_where
 from selfdistill.objectives.masking import encode_masked, is_masked, masked_crops, new_mask_token
+from selfdistill.views.micro_batches import in_micro_batches
 
 if TYPE_CHECKING:
     from selfdistill.methods import SelfDistillModule
@@ -28,6 +30,7 @@ class MaskedTokens(Objective):
 
     name: ClassVar[str] = "masked_tokens"
     needs: ClassVar[frozenset[Need]] = frozenset({"teacher", "tokens", "masks"})
+    couples: ClassVar[Coupling | None] = "numbers of masked patches"
 
     def attach(self, module: SelfDistillModule[Any, Any]) -> None:
         super().attach(module)
@@ -38,15 +41,14 @@ class MaskedTokens(Objective):
     def terms(
         self, module: SelfDistillModule[Any, Any], views: Views, predictions: Any, targets: Any
     ) -> dict[str, Tensor]:
-        crops = masked_crops(views, self.name)
-        wanted = self._targets(module, views, crops)
-        predicted = self.regressor(encode_masked(module, views, crops, self.mask_token))
+        with torch.no_grad():
+            wanted = in_micro_batches(partial(self._targets, module), views, module.micro_batch_size, "masked")
+        predicted = self.regressor(encode_masked(module, views, self.mask_token, self.name))
         distance = (predicted - wanted).square().mean(-1)
         return {"masked_tokens": mean_where(distance, is_masked(views))}
 
-    @torch.no_grad()
-    def _targets(self, module: SelfDistillModule[Any, Any], views: Views, crops: Tensor) -> Tensor:
-        tokens = module.teaching_tower.backbone(crops).tokens
+    def _targets(self, module: SelfDistillModule[Any, Any], views: Views) -> Tensor:
+        tokens = module.teaching_tower.backbone(masked_crops(views, self.name)).tokens
         assert tokens is not None
         patches = views.mask("mask").shape[-1]
         if tokens.shape[1] != patches:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from selfdistill.views.micro_batches import in_micro_batches
+
 if TYPE_CHECKING:
     from selfdistill.methods import SelfDistillModule
     from selfdistill.views import Views
@@ -34,16 +36,20 @@ def masked_crops(views: Views, objective: str) -> Tensor:
     return torch.cat([crop for crop, mask in pairs if mask is not None])
 
 
-def encode_masked(module: SelfDistillModule[Any, Any], views: Views, crops: Tensor, mask_token: Tensor) -> Tensor:
-    """The student's tokens ``[M, D]`` at the masked patches of ``crops``, of which it sees the others only.
+def encode_masked(module: SelfDistillModule[Any, Any], views: Views, mask_token: Tensor, objective: str) -> Tensor:
+    """The student's tokens ``[M, D]`` at the masked patches of ``masked_crops``, of which it sees the others only.
 
     One more forward pass of the student's backbone, in float32: the method's own is of whole images, or masked with
     a token of its own, and keeps no tokens. The head is left out, or its batch norm would see masked images too.
     """
-    mask = views.mask("mask").flatten(0, 1)
-    tokens = module.student.backbone(crops, mask=mask, mask_token=mask_token).tokens
-    assert tokens is not None
-    return tokens.flatten(0, 1).index_select(0, views.mask("masked"))
+
+    def tokens(part: Views) -> Tensor:
+        mask = part.mask("mask").flatten(0, 1)
+        encoded = module.student.backbone(masked_crops(part, objective), mask=mask, mask_token=mask_token).tokens
+        assert encoded is not None
+        return encoded.flatten(0, 1).index_select(0, part.mask("masked"))
+
+    return in_micro_batches(tokens, views, module.micro_batch_size, "masked")
 
 
 def is_masked(views: Views) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor
 
 from selfdistill.divergences.modules import as_temperature
-from selfdistill.objectives.base import Need, Objective
+from selfdistill.objectives.base import Coupling, Need, Objective
 from selfdistill.regularizers import me_max
 from selfdistill.schedules import Schedule
 
@@ -28,6 +28,7 @@ class MeMax(Objective):
 
     name: ClassVar[str] = "me_max"
     needs: ClassVar[frozenset[Need]] = frozenset({"projections"})
+    couples: ClassVar[Coupling | None] = "mean entropy"
 
     def __init__(self, temperature: Schedule | float = 0.1) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from selfdistill.objectives.base import Need, Objective
+from selfdistill.objectives.base import Coupling, Need, Objective
 from selfdistill.regularizers import variance_covariance
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class VarianceCovariance(Objective):
 
     name: ClassVar[str] = "variance_covariance"
     needs: ClassVar[frozenset[Need]] = frozenset({"projections"})
+    couples: ClassVar[Coupling | None] = "variances over the batch"
 
     def __init__(self, ratio: float = 0.04, variance_target: float = 1.0, eps: float = 1e-4) -> None:
         super().__init__()

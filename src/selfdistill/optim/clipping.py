@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from selfdistill.optim.groups import NamedParameters, without_repeats
+from selfdistill.sharding import local, norms
 
 
 def clip_gradients(
@@ -25,18 +26,17 @@ def clip_gradients(
             first two below ``student``.
     """
     named = without_repeats(named_parameters)
-    if mode == "parameter":
-        gradients = [parameter.grad for _, parameter in named if parameter.grad is not None]
-        if gradients:
-            norms = torch.stack(torch._foreach_norm(gradients))
-            factors = (largest / (norms + 1e-6)).clamp(max=1.0)
-            torch._foreach_mul_(gradients, list(factors.unbind()))
-        return
-    parts: dict[str, list[nn.Parameter]] = {}
+    parts: dict[str, list[Tensor]] = {}
     for name, parameter in named:
-        parts.setdefault("" if mode == "global" else _module_of(name), []).append(parameter)
-    for parameters in parts.values():
-        nn.utils.clip_grad_norm_(parameters, largest)
+        if parameter.grad is not None:
+            part = {"global": "", "parameter": "", "module": _module_of(name)}[mode]
+            parts.setdefault(part, []).append(parameter.grad)
+    for gradients in parts.values():
+        sizes = norms(gradients)
+        if mode != "parameter":
+            sizes = torch.linalg.vector_norm(sizes).expand(len(gradients))
+        factors = (largest / (sizes + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_([local(gradient) for gradient in gradients], list(factors.unbind()))
 
 
 def _module_of(name: str) -> str:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from selfdistill.sharding import local, norms
+
 
 class Lars(Optimizer):
     """SGD with momentum, each tensor's gradient scaled to the size of the tensor.
@@ -63,14 +65,14 @@ class Lars(Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            gradients = [p.grad for p in parameters]
-            updates = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
+            own = [local(p) for p in parameters]
+            updates = list(torch._foreach_add([local(p.grad) for p in parameters], own, alpha=group["weight_decay"]))
             if group["adapt"]:
                 torch._foreach_mul_(updates, _trust_ratios(parameters, updates, group["trust_coefficient"]))
-            velocities = [self._velocity(p) for p in parameters]
+            velocities = [local(self._velocity(p)) for p in parameters]
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_add_(velocities, updates)
-            torch._foreach_add_(parameters, velocities, alpha=-group["lr"])
+            torch._foreach_add_(own, velocities, alpha=-group["lr"])
         return loss
 
     def _velocity(self, parameter: Tensor) -> Tensor:
@@ -81,5 +83,5 @@ class Lars(Optimizer):
 
 
 def _trust_ratios(parameters: list[Tensor], updates: list[Tensor], coefficient: float) -> list[Tensor]:
-    sizes = zip(torch._foreach_norm(parameters), torch._foreach_norm(updates), strict=True)
-    return [torch.where((p > 0) & (g > 0), coefficient * p / g, 1.0) for p, g in sizes]
+    p, g = norms(parameters), norms(parameters, held=updates)
+    return list(torch.where((p > 0) & (g > 0), coefficient * p / g, 1.0).unbind())

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from selfdistill.optim.clipping import clip_gradients
@@ -177,18 +178,18 @@ class OptimizerRecipe:
         members = {role: {id(p) for p in parameters} for role, parameters in (roles or {}).items()}
         self._check_roles(members)
         by_layer = layer_factors([name for name, _ in named], self.layer_decay)
-        groups: dict[tuple[float, bool, bool], list[Tensor]] = {}
+        groups: dict[tuple[float, bool, bool, bool], list[Tensor]] = {}  # sharded ones apart from whole ones
         for name, parameter in named:
             own = [role for role, ids in members.items() if id(parameter) in ids]
             factor = math.prod((by_layer[name], *(self.lr_multipliers.get(role, 1.0) for role in own)))
             excluded = {kind_of(name, parameter), *(f"role:{role}" for role in own)}
             decays = excluded.isdisjoint(self.decay_exclude)
             constant = not set(own).isdisjoint(self.constant_lr)
-            groups.setdefault((factor, decays, constant), []).append(parameter)
+            groups.setdefault((factor, decays, constant, isinstance(parameter, DTensor)), []).append(parameter)
         optimizer = self._optimizer(
             [
                 {"params": parameters, "lr_factor": factor, "decays": decays, "lr_constant": constant}
-                for (factor, decays, constant), parameters in groups.items()
+                for (factor, decays, constant, _), parameters in groups.items()
             ],
             fused=fused and all(parameter.device.type in ("cpu", "cuda") for _, parameter in named),
         )
@@ -240,9 +241,8 @@ class OptimizerRecipe:
                 groups, lr=self.lr, betas=(first, second), weight_decay=self.weight_decay, fused=fused or None
             )
         if self.name == "sgd":
-            return torch.optim.SGD(
-                groups, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=fused or None
-            )
+            fused = fused and not any(isinstance(p, DTensor) for group in groups for p in group["params"])
+            return torch.optim.SGD(groups, self.lr, self.momentum, weight_decay=self.weight_decay, fused=fused or None)
         adapted = [{**group, "adapt": group["decays"]} for group in groups]
         return Lars(adapted, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 

@@ -8,20 +8,25 @@ from omegaconf import DictConfig
 
 from selfdistill.config import UserError, resolved
 from selfdistill.files import write_text
-from selfdistill.report.page import page
-from selfdistill.report.read import read_run
+from selfdistill.report.sweep import is_sweep, read_sweep
 
 __all__ = ["report", "write_report"]
 
 
 def write_report(folder: Path) -> Path:
-    """Make ``report.html`` in a run's folder from the files there; an older one is replaced.
+    """Make ``report.html`` of a run, or ``comparison.html`` of a sweep, in its folder; an older one is replaced.
 
     Raises:
         UserError: ``folder`` holds no run, or cannot be written.
     """
-    file = folder / "report.html"
-    text = page(read_run(folder))
+    # late: what reads the record of a sweep only waits for nothing that the pages need
+    from selfdistill.report.comparison import comparison
+    from selfdistill.report.page import page
+    from selfdistill.report.read import read_run
+
+    of_sweep = is_sweep(folder)
+    file = folder / ("comparison.html" if of_sweep else "report.html")
+    text = comparison(read_sweep(folder)) if of_sweep else page(read_run(folder))
     try:
         write_text(file, text)
     except OSError as error:
@@ -30,7 +35,7 @@ def write_report(folder: Path) -> Path:
 
 
 def report(config: DictConfig) -> None:
-    """Write the page of the run in ``config.run``.
+    """Write the page of the run, or of the sweep, in ``config.run``.
 
     Raises:
         UserError: there is no run.

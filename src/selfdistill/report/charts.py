@@ -12,8 +12,10 @@ from selfdistill.report.read import Series
 # In units of the viewBox, which on a phone is about one a pixel.
 _WIDTH, _HEIGHT = 368, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 78, 10, 36
+# The right margin holds the names of the lines, and grows with them up to this.
+_WIDEST = 170
 _ROW = 13
-_LETTER = 6.0
+_LETTER = 6.6
 # Points that are drawn of a line, those of them that tell their value, and how many at most are seen as dots.
 _DRAWN, _TOLD, _DOTS = 300, 60, 12
 
@@ -30,7 +32,7 @@ class Mark:
     text: str
 
 
-def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[Mark] = ()) -> str:
+def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[Mark] = (), look: str = "") -> str:
     """A figure: a line for each entry of ``lines`` over the optimizer step, labelled at its end.
 
     Args:
@@ -38,16 +40,19 @@ def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[
         unit: what the vertical axis is counted in.
         lines: by label; none of them empty.
         marks: drawn over the whole height.
+        look: what to look for, below the chart.
     """
     points = [point for series in lines.values() for point in series]
     steps = [step for step, _ in points] + [mark.step for mark in marks]
-    x_low, x_high = padded(min(steps), max(steps))
+    # from the start of the run, so that charts can be read beside each other
+    x_low, x_high = padded(0 if 0 < min(steps) < 0.5 * max(steps) else min(steps), max(steps))
     values = [value for _, value in points]
     y_ticks = ticks(*padded(min(values), max(values)))
     y_low, y_high = min(y_ticks[0], *values), max(y_ticks[-1], *values)
-    rows = _rows(marks, x_low, x_high)
+    right = _WIDTH - max(_RIGHT, min(16 + _LETTER * max(map(len, lines)), _WIDEST))
+    rows = _rows(marks, x_low, x_high, right)
     top = _TOP + _ROW * (1 + max(rows, default=-1))
-    bottom, right = top + _HEIGHT - _TOP - _BOTTOM, _WIDTH - _RIGHT
+    bottom = top + _HEIGHT - _TOP - _BOTTOM
     height = bottom + _BOTTOM
 
     def x(step: float) -> float:
@@ -63,7 +68,7 @@ def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[
     ]
     drawn += [
         f'<text class="tick" text-anchor="middle" x="{x(v):.1f}" y="{bottom + 15}">{said(v)}</text>'
-        for v in ticks(x_low, x_high, 4)
+        for v in ticks(x_low, x_high)
         if x_low <= v <= x_high
     ]
     drawn.append(f'<text class="axis" x="{(_LEFT + right) / 2}" y="{height - 4}">optimizer step</text>')
@@ -95,9 +100,10 @@ def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[
             f'<text x="{right + 13}" y="{end + 4:.1f}">{escape(label)}</text></g>'
         )
     spoken = escape(f"{title} in {unit} over the optimizer step: {', '.join(lines)}")
+    below = f"<p class=look>{escape(look)}</p>" if look else ""
     return (
         f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {_WIDTH} {height}" role="img" '
-        f'aria-label="{spoken}">{"".join(drawn)}</svg></figure>'
+        f'aria-label="{spoken}">{"".join(drawn)}</svg>{below}</figure>'
     )
 
 
@@ -118,7 +124,11 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def said(value: float) -> str:
-    return f"{value:,.6g}" if abs(value) < 1e5 else f"{value / 1000:,.6g}k"
+    """A number in the room of a tick."""
+    if 0 < abs(value) < 1e-4 or (abs(value) < 1e-2 and len(f"{abs(value):.6g}") > 6):
+        digits, _, power = f"{value:.5e}".partition("e")
+        return f"{float(digits):g}e{int(power)}".replace("-", "−")
+    return (f"{value:,.6g}" if abs(value) < 1e5 else f"{value / 1000:,.6g}k").replace("-", "−")
 
 
 def thinned(series: Series, most: int) -> Series:
@@ -149,13 +159,13 @@ def _apart(wanted: list[float], top: float, bottom: float) -> list[float]:
     return [got[place] for place in range(len(wanted))]
 
 
-def _rows(marks: Sequence[Mark], x_low: float, x_high: float) -> list[int]:
+def _rows(marks: Sequence[Mark], x_low: float, x_high: float, right: float) -> list[int]:
     """For each mark a row above the chart in which its label covers no other."""
     taken: list[list[tuple[float, float]]] = []
     rows = []
     for mark in marks:
         width = _LETTER * len(mark.label)
-        start = _LEFT + (mark.step - x_low) / (x_high - x_low) * (_WIDTH - _RIGHT - _LEFT)
+        start = _LEFT + (mark.step - x_low) / (x_high - x_low) * (right - _LEFT)
         start = min(start, _WIDTH - width)
         row = 0
         while row < len(taken) and any(start < end + 6 and begin < start + width + 6 for begin, end in taken[row]):

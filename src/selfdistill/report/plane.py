@@ -5,7 +5,7 @@ from __future__ import annotations
 from selfdistill.report.charts import padded, said, thinned, ticks
 from selfdistill.report.read import Series
 
-_SIZE, _LEFT, _RIGHT, _TOP, _BOTTOM = (368, 230), 60, 24, 14, 36
+_SIZE, _LEFT, _RIGHT, _TOP, _BOTTOM = (368, 210), 60, 24, 14, 36
 
 
 def plane(alignment: Series, uniformity: Series) -> str:
@@ -49,11 +49,14 @@ def plane(alignment: Series, uniformity: Series) -> str:
         for place, (step, a, u) in enumerate(shown)
     )
     ends = "".join(
-        f'<text x="{x(a):.1f}" y="{y(u) - 8 if y(u) > 40 else y(u) + 18:.1f}" text-anchor="middle">{name}</text>'
+        f'<text x="{min(max(x(a), _LEFT + 16), width - 16):.1f}" y="{y(u) - 8 if y(u) > 40 else y(u) + 18:.1f}" '
+        f'text-anchor="middle">{name}</text>'
         for name, (_, a, u) in (("start", shown[0]), ("end", shown[-1]))
     )
     drawn.append(f'<g class="line few" style="--c:var(--c0)"><polyline points="{way}"/>{told}{ends}</g>')
     return (
         f'<figure><figcaption>Alignment and uniformity</figcaption><svg viewBox="0 0 {width} {height}" role=img '
-        f'aria-label="alignment against uniformity, a point a measurement">{"".join(drawn)}</svg></figure>'
+        f'aria-label="alignment against uniformity, a point a measurement">{"".join(drawn)}</svg>'
+        "<p class=look>Down and left is better: views of an image close (alignment), images spread (uniformity). "
+        "Down-left and back up: a collapse.</p></figure>"
     )

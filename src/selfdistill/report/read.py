@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import math
@@ -22,6 +23,19 @@ _ALLOWED = "allowed is the folder of a run"
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """What a run stored of images in ``pictures/``.
+
+    Attributes:
+        panels: by name, what ``panels.json`` says; empty without one.
+        sheets: by panel, the file as a ``data:`` address.
+    """
+
+    panels: dict[str, Any] = field(default_factory=dict)
+    sheets: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Run:
     """The files of a run.
 
@@ -33,6 +47,7 @@ class Run:
         provenance: ``provenance.json``; empty without one.
         series: the finite values of ``metrics.csv`` by name; empty without one.
         alarms: of the collapse monitor.
+        pictures: views, neighbours, map and attention.
     """
 
     name: str
@@ -42,6 +57,7 @@ class Run:
     series: dict[str, Series]
     provenance: dict[str, Any] = field(default_factory=dict)
     alarms: list[dict[str, Any]] = field(default_factory=list)
+    pictures: Pictures = field(default_factory=Pictures)
 
 
 def read_run(folder: Path, alarms: list[dict[str, Any]] | None = None) -> Run:
@@ -64,17 +80,19 @@ def read_run(folder: Path, alarms: list[dict[str, Any]] | None = None) -> Run:
             summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         if (folder / "provenance.json").is_file():
             provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-        series = _series(folder / "metrics.csv")
+        series = read_series(folder / "metrics.csv")
+        pictures = _pictures(folder / "pictures")
     except (YAMLError, ValueError, AssertionError, OSError) as error:
         said = " ".join(str(error).split())
         raise UserError(f"run: {str(folder)!r} given, its files cannot be read ({said}); make the run again") from None
     if "run_dir" not in config:
         raise UserError(f"run: {str(folder)!r} given, its config.yaml is of something else; {_ALLOWED}")
     alarms = summary.get("alarms") or [] if alarms is None else alarms
-    return Run(folder.resolve().name, config, _defaults(summary.get("method")), summary, series, provenance, alarms)
+    name, defaults = folder.resolve().name, _defaults(summary.get("method"))
+    return Run(name, config, defaults, summary, series, provenance, alarms, pictures)
 
 
-def _series(file: Path) -> dict[str, Series]:
+def read_series(file: Path) -> dict[str, Series]:
     found: dict[str, Series] = {}
     if not file.is_file():
         return found
@@ -87,6 +105,22 @@ def _series(file: Path) -> dict[str, Series]:
                 if step is not None and value is not None and name not in ("step", "epoch"):
                     found.setdefault(name, []).append((step, value))
     return found
+
+
+def _pictures(folder: Path) -> Pictures:
+    if not (folder / "panels.json").is_file():
+        return Pictures()
+    panels = json.loads((folder / "panels.json").read_text(encoding="utf-8"))
+    sheets = {name: folder / panel["sheet"] for name, panel in panels.items() if "sheet" in panel}
+    kinds = {".png": "image/png", ".jpg": "image/jpeg"}
+    return Pictures(
+        {name: panel for name, panel in panels.items() if name not in sheets or sheets[name].is_file()},
+        {
+            name: f"data:{kinds[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
+            for name, file in sheets.items()
+            if file.is_file()
+        },
+    )
 
 
 def _number(text: str | None) -> float | None:

@@ -13,16 +13,18 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from selfdistill.callbacks import CollapseMonitor
 from selfdistill.config import UserError
+from selfdistill.data import DataModule
 from selfdistill.files import write_text
 from selfdistill.report.page import page
+from selfdistill.report.pictures import make_views
 from selfdistill.report.read import read_run
 
 
 class RefreshReport(L.Callback):
     """Writes ``report.html`` again after an epoch, so that a killed run has the last one.
 
-    An epoch is passed over where writing would take more than ``share`` of the time since the last page, told by
-    what the last one took.
+    The first page brings the views that the networks see. An epoch is passed over where writing would take more than
+    ``share`` of the time since the last page, told by what the last one took.
 
     Args:
         folder: of the run.
@@ -52,7 +54,10 @@ class RefreshReport(L.Callback):
                 logger.save()
         monitor = next((c for c in trainer.callbacks if isinstance(c, CollapseMonitor)), None)  # type: ignore[attr-defined]
         alarms = [] if monitor is None else [asdict(alarm) for alarm in monitor.alarms]
+        datamodule = getattr(trainer, "datamodule", None)
         try:
+            if isinstance(datamodule, DataModule) and not (self.folder / "pictures").exists():
+                make_views(datamodule, self.folder)
             write_text(self.folder / "report.html", page(read_run(self.folder, alarms=alarms)))
         except (UserError, OSError) as error:
             # the run is worth more than its page

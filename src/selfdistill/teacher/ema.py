@@ -9,6 +9,8 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from selfdistill.sharding import local
+
 Buffers = Literal["own", "copy", "ema"]
 """What happens to float buffers (batch-norm statistics): the teacher keeps its own, takes the
 student's, or averages them. Integer and bool buffers are always copied."""
@@ -52,7 +54,7 @@ class EMA:
     def __init__(self, teacher: nn.Module, student: nn.Module, buffers: Buffers = "copy") -> None:
         if buffers not in ("own", "copy", "ema"):
             raise ValueError(f"buffers: {buffers!r} given, allowed is own, copy or ema")
-        parameters = _matched(dict(teacher.named_parameters()), dict(student.named_parameters()), "parameter")
+        parameters = _matched(_held(teacher), _held(student), "parameter")
         matched = _matched(dict(teacher.named_buffers()), dict(student.named_buffers()), "buffer")
         for name, (t, _) in parameters.items():
             if t.dtype not in (torch.float32, torch.float64):
@@ -103,6 +105,11 @@ def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
         ValueError: momentum outside [0, 1], or networks that differ (naming the parameter).
     """
     EMA(teacher, student).update(momentum)
+
+
+def _held(network: nn.Module) -> dict[str, Tensor]:
+    """The parameters by name; where they are sharded, what this process has of them."""
+    return {name: local(parameter) for name, parameter in network.named_parameters()}
 
 
 def _matched(teacher: dict[str, Tensor], student: dict[str, Tensor], kind: str) -> dict[str, tuple[Tensor, Tensor]]:

@@ -1,0 +1,47 @@
+"""Micro-batches that make one optimizer step."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Window:
+    """The micro-batches since the last optimizer step, so that every image weighs the same in it.
+
+    Lightning divides the loss of each by the number that a full window has, also where an epoch ends within one.
+    """
+
+    def __init__(self) -> None:
+        self._images: list[int] = []
+
+    def weight(self, images: int) -> float:
+        """That of the loss of a micro-batch of so many images, relative to the window's first."""
+        self._images.append(images)
+        return images / self._images[0]
+
+    def close(self, accumulated: int) -> float:
+        """What the sum of the gradients, each divided by ``accumulated``, is to be multiplied by; starts anew."""
+        images, self._images = self._images, []
+        return accumulated * images[0] / sum(images) if images else 1.0
+
+
+class HeldStatistics:
+    """Keeps batch norms from counting again what is run again for its gradient."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[_BatchNorm, float | None, Tensor | None]] = []
+
+    def hold(self, network: nn.Module) -> None:
+        """Running statistics of ``network`` stay as they are from now on."""
+        for part in network.modules():
+            if isinstance(part, _BatchNorm) and part.running_mean is not None:
+                count = part.num_batches_tracked
+                self._held.append((part, part.momentum, count))
+                part.momentum, part.num_batches_tracked = 0.0, None if count is None else count.clone()
+
+    def release(self) -> None:
+        """They follow the batches again."""
+        for part, momentum, count in self._held:
+            part.momentum, part.num_batches_tracked = momentum, count
+        self._held = []

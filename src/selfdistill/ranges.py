@@ -1,0 +1,137 @@
+"""Allowed and typical values of numbers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from selfdistill.errors import UserError, shown
+
+
+@dataclass(frozen=True)
+class Range:
+    """Allowed values of a number, with the mission's typical range inside it."""
+
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+    whole: bool = False
+    typical: tuple[float, float] | None = None
+    also: tuple[int | None, ...] = ()
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        others = "".join(f", or {'null' if value is None else value}" for value in self.also)
+        if self.low is not None and self.high is not None:
+            return f"{kind} from {self.low} to {self.high}{others}"
+        if self.low is not None:
+            return f"{kind} {'above' if self.open_low else 'of at least'} {self.low}{others}"
+        return f"{kind}{others}"
+
+    def allows(self, value: Any) -> bool:
+        if value in self.also and not isinstance(value, bool):
+            return True
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        if self.whole and not isinstance(value, int):
+            return False
+        if value != value:
+            return False
+        if self.low is not None and (value < self.low or (self.open_low and value == self.low)):
+            return False
+        return self.high is None or value <= self.high
+
+
+_TYPICAL_MOMENTUM = (0.99, 0.9999)
+_TYPICAL_LR = (1e-4, 1e-3)
+_TYPICAL_TEMPERATURE = (0.1, 1.0)
+_TYPICAL_WEIGHT = (0.5, 2.0)
+
+# The key's full path, as a pattern; values that are null or not plain numbers where a schedule may stand
+# are left to the constructors.
+RULES: dict[str, Range] = {
+    r"teacher\.momentum": Range(0, 1, typical=_TYPICAL_MOMENTUM),
+    r"teacher\.momentum_end": Range(0, 1, also=(None,)),
+    r"optimizer\.lr": Range(0, typical=_TYPICAL_LR, also=(None,)),
+    r"optimizer\.weight_decay": Range(0),
+    r"optimizer\.(weight_decay_end|lr_start|lr_end)": Range(0, also=(None,)),
+    r"optimizer\.momentum": Range(0, 1),
+    r"optimizer\.layer_decay": Range(0, 1, open_low=True),
+    r"optimizer\.reference_batch": Range(1, whole=True),
+    r"optimizer\.clip": Range(0, open_low=True, also=(None,)),
+    r"method\.(\w+_dim|(patch_)?prototypes|predictor_(width|depth|heads)|top_k)": Range(1, whole=True, also=(None,)),
+    r"method\.(projector_layers|sinkhorn_iterations)": Range(1, whole=True),
+    r"method\.queue_length": Range(0, whole=True),
+    r"method\.center_momentum": Range(0, 1),
+    r"(divergence|method|objective)\.(.*[._])?temperature": Range(0, open_low=True, typical=_TYPICAL_TEMPERATURE),
+    r"objective\.(.*\.)?weight": Range(0, typical=_TYPICAL_WEIGHT),
+    r"weights\.\w+": Range(0, typical=_TYPICAL_WEIGHT),
+    r"data\.(batch_size|eval_batch_size)": Range(1, whole=True),
+    r"data\.num_workers": Range(0, whole=True),
+    r"data\.limit": Range(1, whole=True, also=(None,)),
+    r"student\.noise": Range(0),
+    r"backbone\.drop_path": Range(0, 0.99),
+    r"evaluation\.(k|draws)": Range(1, whole=True),
+    r"evaluation\.temperature": Range(0, open_low=True),
+    r"callbacks\.collapse_monitor\.(every|patience|rollbacks)": Range(1, whole=True),
+    r"callbacks\.collapse_monitor\.rows": Range(2, whole=True),
+    r"callbacks\.collapse_monitor\.thresholds\.recovery": Range(1),
+    r"callbacks\.collapse_monitor\.thresholds\.[a-z]\w*": Range(0),
+    r"seed": Range(0, 2**32 - 1, whole=True),
+    r"trainer\.(max_epochs|max_steps)": Range(1, whole=True, also=(-1, None)),
+    r"trainer\.accumulate_grad_batches": Range(1, whole=True),
+    r"trainer\.log_every_n_steps": Range(1, whole=True),
+}
+
+# Texts that are one of a few.
+CHOICES = {"accumulate": ("plain", "exact")}
+
+
+def check_values(plain: Mapping[str, Any]) -> None:
+    """Refuse values outside their allowed range.
+
+    Raises:
+        UserError: naming the key, the value and the range.
+    """
+    for path, value in flatten(plain):
+        if path in CHOICES and value not in CHOICES[path]:
+            raise UserError(f"{path}: {shown(value)} given, allowed is {' or '.join(CHOICES[path])}")
+        rule = rule_of(path)
+        if rule is None or isinstance(value, dict):
+            continue
+        if not rule.allows(value):
+            raise UserError(f"{path}: {shown(value)} given, allowed is {rule}")
+
+
+def untypical(plain: Mapping[str, Any], changed: Sequence[str]) -> list[str]:
+    """A line for each key of ``changed`` whose value is allowed but outside its typical range."""
+    values = dict(flatten(plain))
+    warnings = []
+    paper = plain.get("method", {}).get("paper", {})
+    published = {"teacher.momentum": paper.get("momentum"), "optimizer.lr": paper.get("optimizer", {}).get("lr")}
+    for path in changed:
+        if values.get(path) == published.get(path, object()):
+            continue
+        rule, value = rule_of(path), values.get(path)
+        if rule is None or rule.typical is None or not isinstance(value, int | float):
+            continue
+        low, high = rule.typical
+        if not low <= value <= high:
+            warnings.append(f"{path}={value} is outside the typical range [{low:g}, {high:g}]; going on with it")
+    return warnings
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves of nested mappings as (dotted path, value)."""
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{path}.")
+        else:
+            yield path, value
+
+
+def rule_of(path: str) -> Range | None:
+    return next((rule for pattern, rule in RULES.items() if re.fullmatch(pattern, path)), None)

@@ -1,0 +1,156 @@
+"""Charts of many runs at once: their curves over each other, and their settings as parallel coordinates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from selfdistill.report.charts import COLOURS, padded, said, thinned, ticks
+from selfdistill.report.effects import MANY, numbers
+from selfdistill.report.read import Series
+from selfdistill.report.sweep import Job
+
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 368, 230, 60, 12, 10, 36
+_AXIS, _TALL, _MARGIN = 150, 260, 70
+_DRAWN = 200
+
+STYLE = """
+.runs polyline { fill: none; stroke: var(--c); stroke-width: 1.25; opacity: .75; stroke-linejoin: round; }
+.runs polyline:hover, .runs .best polyline { stroke-width: 3; opacity: 1; }
+.runs .dash polyline { stroke-dasharray: 5 3; }
+.legend { display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin: .25rem 0; padding: 0; list-style: none;
+  font-size: .875rem; }
+.legend i { display: inline-block; width: 1.5em; margin-right: .4em; border-top: 3px solid var(--c);
+  vertical-align: middle; }
+.legend .dash i { border-top-style: dashed; }
+.wide svg { min-width: var(--least); }
+.tight td { white-space: nowrap; font-variant-numeric: tabular-nums; }
+.loose th { overflow-wrap: anywhere; white-space: normal; }
+.bar { display: inline-block; height: .7em; background: var(--c0); }
+svg .axisline { stroke: var(--soft); stroke-width: 1; }
+svg .name { font-weight: 600; text-anchor: middle; }
+svg .level { stroke: var(--paper); stroke-width: 3; paint-order: stroke; }
+"""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's line: ``group`` chooses its colour, ``label`` stands in its hover."""
+
+    label: str
+    group: int
+    series: Series
+    best: bool
+
+
+def legend(names: Sequence[str]) -> str:
+    """Which colour is which group."""
+    items = "".join(f"<li{_look(place)}><i></i>{escape(name)}</li>" for place, name in enumerate(names))
+    return f"<ul class=legend>{items}</ul>"
+
+
+def overlay_chart(title: str, unit: str, curves: Sequence[Curve]) -> str:
+    """A figure with a line for each run over the optimizer step, the best one thick and on top."""
+    points = [point for curve in curves for point in curve.series]
+    x_low, x_high = padded(min(p[0] for p in points), max(p[0] for p in points))
+    y_ticks = ticks(*padded(min(p[1] for p in points), max(p[1] for p in points)))
+    y_low, y_high = y_ticks[0], y_ticks[-1]
+    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+
+    def x(step: float) -> float:
+        return _LEFT + (step - x_low) / (x_high - x_low) * (right - _LEFT)
+
+    def y(value: float) -> float:
+        return bottom - (value - y_low) / (y_high - y_low) * (bottom - _TOP)
+
+    drawn = [
+        f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
+        f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(v) + 4:.1f}">{said(v)}</text>'
+        for v in y_ticks
+    ]
+    drawn += [
+        f'<text class="tick" text-anchor="middle" x="{x(v):.1f}" y="{bottom + 15}">{said(v)}</text>'
+        for v in ticks(x_low, x_high, 4)
+        if x_low <= v <= x_high
+    ]
+    drawn.append(f'<text class="axis" x="{(_LEFT + right) / 2}" y="{_HEIGHT - 4}">optimizer step</text>')
+    middle = (_TOP + bottom) / 2
+    drawn.append(f'<text class="axis" transform="rotate(-90 10 {middle})" x="10" y="{middle}">{escape(unit)}</text>')
+    for curve in sorted(curves, key=lambda curve: curve.best):
+        way = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in thinned(curve.series, _DRAWN))
+        hover = f"<title>{escape(curve.label)}</title>"
+        drawn.append(f'<g{_look(curve.group, curve.best)}><polyline points="{way}">{hover}</polyline></g>')
+    spoken = escape(f"{title} in {unit} over the optimizer step, {len(curves)} runs")
+    return (
+        f'<figure class=runs><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
+        f'aria-label="{spoken}">{"".join(drawn)}</svg></figure>'
+    )
+
+
+def parallel_coordinates(keys: Sequence[str], jobs: Sequence[Job], groups: Sequence[int]) -> str:
+    """A figure with an axis for each key and one for the objective, and a line for each job.
+
+    Args:
+        keys: that varied.
+        jobs: with an objective, the best first.
+        groups: of the jobs; it chooses the colour.
+    """
+    axes = [*keys, "validation k-NN"]
+    columns = [[job.settings.get(key, "") for job in jobs] for key in keys]
+    columns.append([str(job.objective) for job in jobs])
+    in_command = sorted(jobs, key=lambda job: job.number)
+    order = [list(dict.fromkeys(job.settings.get(key, "") for job in in_command)) for key in keys]
+    width, bottom = 2 * _MARGIN + _AXIS * (len(axes) - 1), _TALL - 14
+    drawn, heights = [], []
+    for place, (name, column) in enumerate(zip(axes, columns, strict=True)):
+        at = _MARGIN + _AXIS * place
+        shares, marks = _axis(column, order[place] if place < len(keys) else None)
+        heights.append([bottom - share * (bottom - 34) for share in shares])
+        drawn.append(
+            f'<text class="name" x="{at}" y="14">{escape(_short(name, 24))}</text>'
+            f'<line class="axisline" x1="{at}" x2="{at}" y1="30" y2="{bottom + 4}"/>'
+        )
+        for share, text in marks:
+            # beside the axis, over the lines
+            height = bottom - share * (bottom - 34)
+            drawn.append(
+                f'<text class="tick level" x="{at + 5}" y="{height + 4:.1f}">{escape(_short(text, 20))}</text>'
+            )
+    lines = []
+    for number, job in reversed(list(enumerate(jobs))):
+        way = " ".join(f"{_MARGIN + _AXIS * place},{column[number]:.1f}" for place, column in enumerate(heights))
+        hover = f"<title>{escape(f'{job.label}: validation k-NN {job.objective:.4g}')}</title>"
+        lines.append(f'<g{_look(groups[number], number == 0)}><polyline points="{way}">{hover}</polyline></g>')
+    spoken = escape(f"Parallel coordinates of {len(jobs)} jobs over {', '.join(axes)}")
+    return (
+        f'<div class="scroll wide" tabindex=0 style="--least:{round(0.8 * width)}px"><figure class=runs>'
+        f'<svg viewBox="0 0 {width} {_TALL}" style="max-width:{width}px" role="img" aria-label="{spoken}">'
+        f"{''.join(lines)}{''.join(drawn)}</svg></figure></div>"
+    )
+
+
+def _axis(column: Sequence[str], order: Sequence[str] | None) -> tuple[list[float], list[tuple[float, str]]]:
+    """Where each value lies on its axis, from 0 to 1, and what is written along it; ``order``: single values."""
+    found = numbers(column)
+    if order is not None and (found is None or len(set(found)) <= MANY):
+        # the first on top
+        places = {name: 1 - place / (len(order) - 1) if len(order) > 1 else 0.5 for place, name in enumerate(order)}
+        return [places[name] for name in column], [(place, name) for name, place in places.items()]
+    assert found is not None
+    wide = order is not None and min(found) > 0 and max(found) >= 8 * min(found)
+    scaled = [math.log(value) for value in found] if wide else found
+    low, high = padded(min(scaled), max(scaled))
+    marks = [(part, low + part * (high - low)) for part in (0, 0.5, 1)]
+    written = [(part, f"{math.exp(value) if wide else value:.4g}") for part, value in marks]
+    return [(value - low) / (high - low) for value in scaled], written
+
+
+def _look(group: int, best: bool = False) -> str:
+    names = " ".join(["dash"] * (group >= COLOURS) + ["best"] * best)
+    return f' class="{names}" style="--c:var(--c{group % COLOURS})"'
+
+
+def _short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

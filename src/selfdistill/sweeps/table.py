@@ -1,0 +1,78 @@
+"""The jobs of a sweep as a CSV file and in the terminal."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from selfdistill.files import whole_file
+from selfdistill.report.sweep import Job, Sweep, over_seeds, rounded, said_std
+
+
+def write_csv(sweep: Sweep, file: Path) -> Path:
+    """A row a job in the order of the command; figures that a job has not are empty."""
+    names = list(dict.fromkeys(n for job in sweep.jobs for n in (job.summary.get("figures") or {}).get("trained", {})))
+    heads = ["job", *sweep.swept, "status", "validation_knn", *(f"test_{n}" for n in names)]
+    with whole_file(file) as temporary, open(temporary, "w", encoding="utf-8", newline="") as lines:
+        writer = csv.writer(lines)
+        writer.writerow([*heads, "collapse", "train_seconds", "optimizer_steps", "run", "line"])
+        for job in sweep.jobs:
+            trained = (job.summary.get("figures") or {}).get("trained", {})
+            writer.writerow(
+                [
+                    job.number,
+                    *(job.settings.get(key, "") for key in sweep.swept),
+                    job.status,
+                    "" if job.objective is None else job.objective,
+                    *(trained.get(name, "") for name in names),
+                    job.summary.get("collapse") or "",
+                    job.summary.get("seconds", {}).get("train", ""),
+                    job.summary.get("optimizer_steps", ""),
+                    job.run or "",
+                    job.line,
+                ]
+            )
+    return file
+
+
+def terminal_table(sweep: Sweep) -> str:
+    """The jobs with a figure, the best first, then mean ± std over seeds, then what has none and why."""
+    keys = sweep.swept
+    ranked = sweep.ranked
+    rest = [job for job in sweep.jobs if job.status == "finished" and job.objective is None]
+    heads = [*keys, "k-NN", "test k-NN", "collapse", "s", "run"]
+    blocks = [_aligned(heads, [_row(job, keys) for job in (*ranked, *rest)])] if ranked or rest else []
+    groups = over_seeds(sweep)
+    if "seed" in keys and any(len(group.values) > 1 for group in groups):
+        shared = [key for key in keys if key != "seed"]
+        rows = [
+            [*map(rounded, group.settings.values()), f"{group.mean:.4f}", said_std(group), str(len(group.values))]
+            for group in groups
+        ]
+        blocks.append(_aligned([*shared, "mean k-NN", "std", "seeds"], rows))
+    unfinished = [f"{job.status}: {job.label}: {job.line}".removesuffix(": ") for job in sweep.jobs if _unfinished(job)]
+    waiting = sum(job.status == "waiting" for job in sweep.jobs)
+    blocks.append("\n".join([*unfinished, *([f"not run: {waiting} jobs"] if waiting else [])]))
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _unfinished(job: Job) -> bool:
+    return job.status not in ("finished", "waiting")
+
+
+def _row(job: Job, keys: list[str]) -> list[str]:
+    test = (job.summary.get("figures") or {}).get("trained", {}).get("knn")
+    return [
+        *(rounded(job.settings.get(key, "")) for key in keys),
+        "–" if job.objective is None else f"{job.objective:.4f}",
+        "–" if test is None else f"{test:.4f}",
+        job.summary.get("collapse") or "",
+        f"{job.summary.get('seconds', {}).get('train', 0):.0f}",
+        str(job.run),
+    ]
+
+
+def _aligned(heads: list[str], rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows))
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,245 @@
+"""Short fits of methods under Lightning's own DDP, recorded; run as a script this file is one rank.
+
+Everything is in float64, so that equality is told from rounding even behind AdamW. Each rank takes its share of the
+same global batches; batch norm takes its statistics over all ranks.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from selfdistill.assembly import build_data, build_method
+from selfdistill.config import CONF, check
+from selfdistill.distributed import all_gather_cat_grad, rank, world_size
+from selfdistill.schedules import Schedule
+from selfdistill.sharded_strategy import ShardedStrategy
+from selfdistill.teacher import TeacherUpdate
+from selfdistill.views import Views
+
+SIZES = (12, 12, 8)
+"""Images of the global batches of an epoch: the last one is smaller."""
+EPOCHS = 2
+COMMON = ("optimizer.warmup=1 steps", "optimizer.weight_decay=0.1")
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A configuration, and the micro-batches that the ranks make of a step (one process takes it whole)."""
+
+    overrides: tuple[str, ...]
+    accumulate: int = 1
+
+
+CASES: dict[str, Case] = {method: Case((f"method={method}",)) for method in METHODS}
+for method in ("ema_teacher", "multi_head"):
+    # the bias of the last batch norm has no gradient but rounding, of which AdamW makes steps
+    CASES[method] = Case((f"method={method}", "optimizer=sgd", "optimizer.lr=0.03"))
+CASES["swav_like_queue"] = Case(("method=swav_like", "method.queue_length=24", "method.queue_start=0"))
+CASES["dino_like_sinkhorn"] = Case(("method=dino_like", "method.centering=sinkhorn"))
+for objective in ("clustering", "contrastive", "me_max", "variance_covariance"):
+    CASES[f"byol_like_{objective}"] = Case(("method=byol_like", f"objective={objective}"))
+# means over samples, and no batch norm: what DESIGN rule 4 calls exact
+for method, more in (("dino_like", ("method.head_norm=null",)), ("moco_like", ())):
+    CASES[f"{method}_accumulated"] = Case((f"method={method}", "backbone=small_vit", *more), accumulate=2)
+# the optimizers that AdamW is not
+CASES["byol_like_lars"] = Case(("method=byol_like", "optimizer=lars", "optimizer.lr=0.3", "optimizer.scaling=linear"))
+
+
+class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch statistics over all ranks; torch's SyncBatchNorm exists on GPUs only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        dims = [dim for dim in range(x.ndim) if dim != 1]
+        count = x.new_full(x.shape[1:2], x.numel() / x.shape[1])
+        sums = all_gather_cat_grad(torch.stack([x.sum(dims), x.square().sum(dims), count])[None]).sum(0)
+        mean, square = sums[:2] / sums[2]
+        variance = square - mean.square()
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * sums[2] / (sums[2] - 1), self.momentum)
+            self.num_batches_tracked += 1
+        shape = [1, -1, *[1] * (x.ndim - 2)]
+        normal = (x - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
+        if self.weight is None:
+            return normal
+        return normal * self.weight.view(shape) + self.bias.view(shape)
+
+
+def cut(views: Views, rows: slice) -> Views:
+    """Those images, with their masks."""
+    images = views.batch_size
+    masks = {}
+    for name, mask in views.masks.items():
+        if name == "mask":
+            mine = masks[name] = mask[:, rows]
+            positions = mine.flatten().nonzero()[:, 0]
+            weight = (1 / mine.sum(-1, keepdim=True)).expand(mine.shape).flatten()[positions]
+            if not len(positions):
+                positions, weight = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+            masks["masked"], masks["masked_weight"] = positions, weight.float()
+        elif not name.startswith("masked"):
+            masks[name] = mask.unflatten(0, (-1, images))[:, rows].flatten(0, 1)
+    assert views.index is not None
+    labels = None if views.labels is None else views.labels[rows]
+    return Views([crop[rows] for crop in views.crops], views.roles, masks, labels, views.index[rows])
+
+
+def share(views: Views, part: int, parts: int) -> Views:
+    """One of equal shares."""
+    size = views.batch_size // parts
+    return cut(views, slice(part * size, (part + 1) * size))
+
+
+class Batches:
+    """This rank's batches of an epoch; it says how large they are, as loaders do."""
+
+    def __init__(self, whole: list[Views], micro: int) -> None:
+        self.whole = whole
+        self.micro = micro
+        self.batch_size = SIZES[0] // micro // world_size()
+
+    def __len__(self) -> int:
+        return len(self.whole) * self.micro
+
+    def __iter__(self) -> Iterator[Views]:
+        for views in self.whole:
+            for part in range(self.micro):
+                yield share(share(views, part, self.micro), rank(), world_size())
+
+
+class Loaded(L.LightningDataModule):
+    """Made when the processes know of each other."""
+
+    def __init__(self, whole: list[Views], micro: int) -> None:
+        super().__init__()
+        self.whole, self.micro = whole, micro
+
+    def train_dataloader(self) -> Any:
+        return Batches(self.whole, self.micro)
+
+
+class Record(L.Callback):
+    """By step: loss, rates, momentum, temperatures, gradients; the mean over ranks counts where the name says so."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
+        step = pl_module.clock.step
+        rates = [[group["lr"], group.get("weight_decay", 0.0)] for group in optimizer.param_groups]
+        self.values[f"rates {step}"] = torch.tensor(rates)
+        for name, value in vars(pl_module).items():
+            if isinstance(value, Schedule):
+                self.values[f"{name} {step}"] = torch.tensor(value(pl_module.clock))
+        if step < 2:
+            for name, parameter in pl_module.trained_parameters():
+                assert parameter.grad is not None, name
+                self.values[f"gradient {step} {name}"] = full(parameter.grad).clone()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Views, batch_idx: int
+    ) -> None:
+        for name, term in outputs["terms"].items():
+            key = f"mean term {name} {pl_module.clock.step}"
+            self.values[key] = self.values.get(key, 0) + term / trainer.accumulate_grad_batches
+        update = next(c for c in trainer.callbacks if isinstance(c, TeacherUpdate))  # type: ignore[attr-defined]
+        if update.momentum is not None:
+            self.values[f"momentum {pl_module.clock.step}"] = torch.tensor(update.momentum)
+
+
+def compose(case: Case) -> Any:
+    config = check("train", [*case.overrides, *COMMON, f"data.batch_size={SIZES[0]}"]).config
+    config.run_dir = "unused"
+    return config
+
+
+def global_batches(name: str) -> list[Views]:
+    """The first images of an epoch as one process sees them: to be called before there is a process group."""
+    config = compose(CASES[name])
+    datamodule = build_data(config)
+    loader = iter(datamodule.train_dataloader())
+    whole = [datamodule.on_after_batch_transfer(next(loader), 0) for _ in SIZES]
+    for views in whole:
+        views.crops = [crop.double() for crop in views.crops]
+    return [cut(views, slice(size)) for views, size in zip(whole, SIZES, strict=True)]
+
+
+class Save(L.Callback):
+    """Writes a checkpoint at the end of the first epoch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.path)
+
+
+def full(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def fit(
+    name: str,
+    devices: int,
+    whole: list[Views],
+    *,
+    sharded: bool = False,
+    save: Path | None = None,
+    resume: Path | None = None,
+) -> dict[str, Tensor]:
+    """What a run of a case leaves: the recorded steps, then the module's state, named ``state …``."""
+    case = CASES[name]
+    config = compose(case)
+    L.seed_everything(config.seed, verbose=False)
+    module = build_method(config).double()
+    if devices > 1:
+        for part in module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.__class__ = SyncedBatchNorm
+    micro = case.accumulate if devices > 1 else 1
+    record = Record()
+    trainer = L.Trainer(
+        accelerator="cpu", devices=devices, strategy=ShardedStrategy() if sharded else "ddp" if devices > 1 else "auto",
+        max_epochs=EPOCHS, accumulate_grad_batches=micro, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0,
+        callbacks=[record, TeacherUpdate(), *([] if save is None else [Save(save)])],
+    )  # fmt: skip
+    trainer.fit(module, Loaded(whole, micro), ckpt_path=resume, weights_only=resume and True)
+    assert module.clock.step == EPOCHS * len(SIZES)
+    values = dict(record.values)
+    for key, value in module.state_dict().items():
+        values[f"state {key}"] = full(value) if isinstance(value, Tensor) else torch.tensor(list(value.values()))
+    return values
+
+
+def main(folder: Path, devices: int, kind: str, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    batches = {name: global_batches(name) for name in names}
+    for name, whole in batches.items():
+        checkpoint = folder / f"{name}.ckpt" if kind == "resumed" else None
+        values = fit(name, devices, whole, sharded=kind != "ddp", save=checkpoint)
+        if checkpoint is not None:
+            values = fit(name, devices, whole, sharded=True, resume=checkpoint)
+        torch.save(values, folder / f"{name}.{rank()}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])

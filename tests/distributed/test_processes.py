@@ -1,0 +1,94 @@
+"""What cannot work with several processes is refused in one line, before any of them starts."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+from lightning.pytorch.strategies import DDPStrategy
+
+from selfdistill.assembly import build_trainer
+from selfdistill.config import CONF, UserError, check
+from selfdistill.processes import check_devices, refuse_folders_apart
+from selfdistill.sharded_strategy import ShardedStrategy
+
+TRAINERS = sorted(path.stem for path in (CONF / "trainer").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("SLURM")]:
+        monkeypatch.delenv(name)
+
+
+def test_the_choices() -> None:
+    assert set(TRAINERS) >= {"default", "ddp", "fsdp2", "slurm"}
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_every_choice_has_the_settings_of_the_default(trainer: str) -> None:
+    default = check("train", []).plain["trainer"]
+    assert check("train", [f"trainer={trainer}"]).plain["trainer"].keys() >= default.keys()
+
+
+@pytest.mark.parametrize(("trainer", "kind"), [("ddp", DDPStrategy), ("fsdp2", ShardedStrategy)])
+def test_the_strategy_is_that_of_the_name(trainer: str, kind: type, capsys: pytest.CaptureFixture[str]) -> None:
+    config = check("train", [f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.devices=2"]).config
+    config.run_dir = "unused"
+    built = build_trainer(config, [])
+    assert isinstance(built.strategy, kind)
+    assert built.world_size == 2
+    # torch has no synchronised batch norm on a CPU
+    assert "trainer.sync_batchnorm" in capsys.readouterr().err
+    assert config.trainer.sync_batchnorm is False
+
+
+def test_slurm_gives_nodes_and_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NNODES", "3")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "8")
+    trainer = check("train", ["trainer=slurm"]).plain["trainer"]
+    assert (trainer["num_nodes"], trainer["devices"]) == (3, 8)
+    monkeypatch.setenv("SLURM_NTASKS", "24")
+    check_devices({**trainer, "devices": 1})
+    monkeypatch.delenv("SLURM_NTASKS")
+    with pytest.raises(UserError, match="trainer: slurm given, but SLURM started no process here"):
+        check_devices(trainer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"accelerator": "cpu", "devices": 10_000}, "trainer.devices: 10000 given, this machine has"),
+        ({"accelerator": "cuda", "devices": 999}, "trainer.(devices: 999 given|accelerator: cuda given)"),
+    ],
+)
+def test_more_devices_than_there_are(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        check_devices(settings)
+
+
+def test_one_device_is_always_there() -> None:
+    for devices in (1, "auto", "1", None, -1):
+        check_devices({"accelerator": "auto", "devices": devices})
+
+
+@pytest.mark.parametrize(
+    ("environment", "overrides", "refused"),
+    [
+        ({}, [], False),
+        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}, [], True),
+        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"}, ["hydra.run.dir=outputs/x"], False),
+        ({"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "1"}, [], False),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8"}, ["method=dino_like"], True),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}, [], False),
+    ],
+)
+def test_processes_from_outside_share_a_folder(
+    environment: dict[str, str], overrides: list[str], refused: bool
+) -> None:
+    if refused:
+        with pytest.raises(UserError, match=r"hydra.run.dir: not given, and (torchrun|srun) started"):
+            refuse_folders_apart(overrides, environment)
+    else:
+        refuse_folders_apart(overrides, environment)

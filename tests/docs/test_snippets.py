@@ -1,0 +1,210 @@
+"""Every command and snippet on the site and in the README.
+
+A command of ours is composed and checked, those titled "not run here" by the slow tests. Where it has no such title and
+needs nothing that a reader has to fill in (`<…>`), the slow tests run it, cut short by debug=fast. Other commands are
+checked for what they name; one of no known kind fails. Python is run, a page from top to bottom, with a `dataset` at
+hand and a Trainer that stops after a batch; blocks that are a file (its name stands above) are written for commands.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import wandb
+from conftest import ROOT, Block, blocks
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from selfdistill.config import UserError, check
+from selfdistill.preview import preview
+from selfdistill.runner import fit
+
+# <what the reader fills in>, or … in the place of a value
+_PLACEHOLDER = re.compile(r"<[^<>\n]+>|(?<==)…")
+_OURS = re.compile(r"(?:(?:python|torchrun [^|]*?) -m src\.|selfdistill-)(\w+)")
+# Hydra's own flags, which print something instead of running
+_PRINTS = re.compile(r" --(?:info|shell-completion|config-path)\b")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line of a shell block."""
+
+    text: str
+    where: str
+    run: bool
+    titled: bool
+
+    @property
+    def ours(self) -> str | None:
+        """The name of our command, if it is one."""
+        found = _OURS.match(self.text)
+        return found[1] if found else None
+
+    def words(self, filled: Path) -> list[str]:
+        """As the shell splits it, with what the reader fills in."""
+        return shlex.split(_PLACEHOLDER.sub(str(filled), self.text).replace(" … ", " "), comments=True)
+
+    def arguments(self, filled: Path) -> list[str]:
+        """What one of ours is given; a folder of images that is named is there."""
+        words = self.words(filled)
+        start = next(i for i, word in enumerate(words) if word.startswith(("src.", "selfdistill-")))
+        root = re.compile(r"data\.root=(?!\w+://).*")
+        return [root.sub(f"data.root={filled}", word) for word in words[start + 1 :]]
+
+
+def _commands() -> list[Command]:
+    found: dict[str, Command] = {}
+    for block in blocks("bash"):
+        for line in block.text.replace("\\\n", " ").splitlines():
+            text = re.sub(r"(^|\s+)#.*", "", line.strip()).removeprefix("srun ")
+            if text:
+                run = block.run and not line.startswith(("srun ", "torchrun ")) and not re.search("<.+>|…", text)
+                found.setdefault(text, Command(text, f"{block.page}:{block.line}", run, not block.run))
+    return list(found.values())
+
+
+COMMANDS = _commands()
+OURS = [command for command in COMMANDS if command.ours and not _PRINTS.search(command.text)]
+FLAGS = {"--help", "--cfg", "job", "--resolve", "-m"}
+# run in this process: no flag that prints, no further processes, no images of the reader's
+_ALONE = re.compile(r" --(?:help|cfg)\b| trainer=| data\.root=")
+RUN = [c for c in OURS if c.run and c.ours in ("train", "preview") and not _ALONE.search(c.text)]
+
+
+def _id(command: Command) -> str:
+    return f"{command.where} {command.text}"
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    """A folder that can stand for a run, a folder of images and a checkpoint's."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    return tmp_path
+
+
+def _overrides(words: list[str], written: Path) -> tuple[list[str], list[str]]:
+    """Overrides of a command, and where it finds further configurations."""
+    rest, folders = [], []
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--config-dir":
+            folders.append(f"file://{written / next(remaining)}")
+        elif word == "-p":
+            next(remaining)
+        elif word not in FLAGS:
+            rest.append(word)
+    return rest, folders
+
+
+SLOW = {False: (), True: pytest.mark.slow}
+COMPOSED = [pytest.param(c, marks=SLOW[c.titled], id=_id(c)) for c in OURS]
+
+
+def _jobs(overrides: list[str]) -> list[list[str]]:
+    """The first and the last job of a sweep; of what a sweeper draws from an interval, neither."""
+    first, last = [], []
+    for text, parsed in zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True):
+        if not parsed.is_sweep_override():
+            values = [text]
+        elif parsed.is_discrete_sweep():
+            values = [f"{text.partition('=')[0]}={value}" for value in parsed.sweep_string_iterator()]
+        else:
+            continue
+        first.append(values[0])
+        last.append(values[-1])
+    return [first, last] if first != last else [first]
+
+
+@pytest.mark.parametrize("command", COMPOSED)
+def test_our_commands_compose_and_pass_the_check(command: Command, filled: Path, written: Path) -> None:
+    assert command.ours
+    words = command.arguments(filled)
+    overrides, folders = _overrides(words, written)
+    for job in _jobs(overrides) if "-m" in words else [overrides]:
+        check(command.ours, job, search_path=folders)
+
+
+def test_a_wrong_command_would_be_found(filled: Path) -> None:
+    with pytest.raises(UserError, match="did you mean"):
+        check("train", ["teacher.momentm=0.9"])
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in OURS], ids=_id)
+def test_other_commands_name_what_is_there(command: Command, filled: Path) -> None:
+    words = command.words(filled)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    match words:
+        case ["make", *targets]:
+            makefile = (ROOT / "Makefile").read_text()
+            for target in targets:
+                assert "=" in target or re.search(rf"^{target}:", makefile, re.MULTILINE), target
+        case [word, *_] if re.match(r"if$|exit$|export$|eval$|\w+=", word) or _PRINTS.search(command.text):
+            pass
+        case ["source", ".venv/bin/activate"] | ["wandb", "login" | "sync", *_] | ["mkdocs", "serve" | "build", *_]:
+            pass
+        case ["pip", "install", what]:
+            found = re.fullmatch(r"(?:selfdistill|\.)(?:\[(\w[\w-]*)\])?", what)
+            assert found, what
+            assert found[1] is None or found[1] in extras
+        case ["python", path, *_] if path.endswith(".py"):
+            assert (ROOT / path).is_file(), path
+        case ["pytest", path, *_]:
+            assert (ROOT / path.partition("::")[0]).exists(), path
+        case _:
+            pytest.fail(f"{command.where}: a command of no known kind: {command.text}")
+
+
+def _python() -> dict[str, list[Block]]:
+    found: dict[str, list[Block]] = {}
+    seen = set()
+    for block in blocks("python"):
+        if block.file is None and block.text not in seen:
+            seen.add(block.text)
+            found.setdefault(block.page, []).append(block)
+    return found
+
+
+@pytest.mark.parametrize("page", _python())
+def test_python_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    short: dict[str, Any] = {"max_epochs": 1, "limit_train_batches": 1, "accelerator": "cpu", "logger": False}
+    short |= {"enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False}
+    trainer: Callable[..., L.Trainer] = L.Trainer
+    monkeypatch.setattr(L, "Trainer", lambda **given: functools.partial(trainer, **(given | short))())
+    torch.manual_seed(0)
+    names: dict[str, Any] = {"dataset": list(torch.randint(0, 256, (8, 3, 40, 40), dtype=torch.uint8))}
+    for block in _python()[page]:
+        exec(compile(block.text, f"{page}:{block.line}", "exec"), names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", RUN, ids=_id)
+def test_our_commands_run(command: Command, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert command.ours
+    words = command.arguments(tmp_path)
+    overrides, folders = _overrides(words, written)
+    overrides = _jobs(overrides)[0] if "-m" in words else overrides
+    monkeypatch.syspath_prepend(str(written))
+    if command.ours == "preview":
+        config = check("preview", [*overrides, f"output={tmp_path}/views.png"]).config
+        preview(config)
+        assert (tmp_path / "views.png").is_file()
+        return
+    config = check("train", [*overrides, "debug=fast", "evaluation.draws=1"], search_path=folders).config
+    config.run_dir = str(tmp_path / "run")
+    config.trainer.accelerator = "cpu"
+    config.trainer.enable_progress_bar = False
+    fit(config)
+    wandb.finish()
+    assert (tmp_path / "run" / "summary.json").is_file()
