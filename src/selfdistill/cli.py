@@ -17,9 +17,10 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from selfdistill.config import UserError, check, resolved
+from selfdistill.config import CONF, UserError, check, resolved
 from selfdistill.help import help_text
-from selfdistill.processes import is_first, refuse_folders_apart, refuse_sweep
+from selfdistill.processes import is_first, refuse_folders_apart
+from selfdistill.repeat import stored_config
 
 _HOMES = {
     "fit": "selfdistill.runner",
@@ -43,23 +44,22 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
     if arguments.help:
         return print(help_text(config_name))
     passes = arguments.hydra_help or arguments.info or arguments.cfg
-    passes = passes or arguments.shell_completion or arguments.config_path
+    passes = passes or arguments.shell_completion
     try:
-        if arguments.multirun and config_name == "train" and not (arguments.cfg or arguments.help or arguments.info):
+        conf = stored_config(arguments) if config_name == "train" else None
+        if arguments.multirun and config_name == "train" and not (arguments.cfg or arguments.info):
             from selfdistill.sweeps import sweep
 
             sys.exit(sweep(main, arguments, config_name))
         if not arguments.multirun and "SELFDISTILL_SWEEP" not in os.environ:
             refuse_search(arguments.overrides)
-        if not passes:
+        if not passes and (conf or not arguments.config_path):
             folder = arguments.config_dir
             found = [f"file://{os.path.abspath(folder)}"] if folder else []
             jobs = _jobs(arguments.overrides) if arguments.multirun else [arguments.overrides]
-            checked = [check(arguments.config_name or config_name, j, search_path=found) for j in jobs]
-            if arguments.multirun:
-                for each in checked:
-                    refuse_sweep(each.plain, _launcher(arguments.overrides))
-            else:
+            name = arguments.config_name or config_name
+            checked = [check(name, j, search_path=found, conf=conf or CONF) for j in jobs]
+            if not arguments.multirun:
                 refuse_folders_apart(arguments.overrides)
             for line in dict.fromkeys(line for each in checked for line in each.warnings):
                 if is_first():
@@ -157,12 +157,6 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
         return []
     parsed = OverridesParser.create().parse_overrides(overrides)
     return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
-
-
-def _launcher(overrides: list[str]) -> str:
-    """The choice of ``hydra/launcher`` on the command line."""
-    chosen = [o.partition("=")[2] for o in overrides if o.lstrip("+").startswith("hydra/launcher=")]
-    return chosen[-1] if chosen else "basic"
 
 
 def job(task: str, config: DictConfig) -> Any:

@@ -8,39 +8,10 @@ from typing import Any
 
 from selfdistill.config import UserError
 
-_ONE_PROCESS_LAUNCHERS = ("basic", "joblib")
-"""Hydra's launchers that run the jobs of a sweep in processes of their own making, which jobs share."""
-
 
 def is_first() -> bool:
     """Whether this is the process of a machine that speaks to the terminal; known before a process group is."""
     return os.environ.get("LOCAL_RANK") in (None, "0") and os.environ.get("SLURM_LOCALID") in (None, "0")
-
-
-def several(plain: Mapping[str, Any]) -> bool:
-    """Whether the Trainer of this configuration would start further processes by itself."""
-    trainer = plain.get("trainer") or {}
-    strategy, devices = trainer.get("strategy"), trainer.get("devices")
-    spread = isinstance(strategy, Mapping) or str(strategy).startswith(("ddp", "fsdp", "deepspeed"))
-    return spread and devices not in (1, "1", [0])
-
-
-def refuse_sweep(plain: Mapping[str, Any], launcher: str) -> None:
-    """Refuse a sweep whose jobs would each start the whole sweep again, in every process that they add.
-
-    Args:
-        plain: a job's configuration.
-        launcher: Hydra's, by its name in the group ``hydra/launcher``.
-
-    Raises:
-        UserError: the launcher's jobs share a process.
-    """
-    if launcher in _ONE_PROCESS_LAUNCHERS and several(plain):
-        raise UserError(
-            f"trainer.devices: {plain['trainer']['devices']} given with -m and hydra/launcher={launcher}, allowed is 1 "
-            "(each further process would run the whole sweep again); run the jobs one by one, or choose a "
-            "launcher that starts a process a job (hydra/launcher=submitit_slurm)"
-        )
 
 
 def refuse_folders_apart(overrides: Sequence[str], environment: Mapping[str, str] = os.environ) -> None:

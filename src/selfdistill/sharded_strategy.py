@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any, cast
 
+import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -37,6 +38,14 @@ class ShardedStrategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+
+    def setup(self, trainer: L.Trainer) -> None:
+        if trainer.gradient_clip_val:
+            raise ValueError(
+                f"trainer.gradient_clip_val: {trainer.gradient_clip_val} given, allowed with trainer=fsdp2 is null: "
+                "it takes sharded and whole gradients together; use optimizer.clip"
+            )
+        super().setup(trainer)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.model is not None

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from selfdistill.assembly import build_trainer
 from selfdistill.config import CONF, UserError, check
-from selfdistill.processes import check_devices, refuse_folders_apart, refuse_sweep, several
+from selfdistill.processes import check_devices, refuse_folders_apart
 from selfdistill.sharded_strategy import ShardedStrategy
 
 TRAINERS = sorted(path.stem for path in (CONF / "trainer").glob("*.yaml"))
@@ -77,27 +74,6 @@ def test_one_device_is_always_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "more"),
-    [
-        ([], False),
-        (["trainer=ddp"], True),
-        (["trainer=ddp", "trainer.devices=1"], False),
-        (["trainer=fsdp2"], True),
-        (["trainer.strategy=ddp", "trainer.devices=2"], True),
-    ],
-)
-def test_a_sweep_in_one_process_is_refused_where_jobs_start_processes(overrides: list[str], more: bool) -> None:
-    plain = check("train", overrides).plain
-    assert several(plain) is more
-    if more:
-        with pytest.raises(UserError, match="would run the whole sweep again"):
-            refuse_sweep(plain, "basic")
-    else:
-        refuse_sweep(plain, "basic")
-    refuse_sweep(plain, "submitit_slurm")
-
-
-@pytest.mark.parametrize(
     ("environment", "overrides", "refused"),
     [
         ({}, [], False),
@@ -116,14 +92,3 @@ def test_processes_from_outside_share_a_folder(
             refuse_folders_apart(overrides, environment)
     else:
         refuse_folders_apart(overrides, environment)
-
-
-def test_the_command_refuses_a_sweep_in_one_line() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "src.train", "-m", "trainer=ddp", "trainer.devices=2", "seed=0,1"],
-        cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: trainer.devices: 2 given with -m and hydra/launcher=basic")
-    assert len(done.stderr.strip().splitlines()) == 1

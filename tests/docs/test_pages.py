@@ -15,7 +15,7 @@ import hook
 import pytest
 import yaml
 from conftest import ROOT, pages
-from generate import MARK, expand, picture, results, settings
+from generate import MARK, expand, links, picture, results, settings
 from generate.docstrings import arguments, plain
 from generate.overview import front_matter
 
@@ -246,3 +246,11 @@ def test_settings_in_the_text_exist() -> None:
             assert given <= choices, text
         elif key not in NOT_SETTINGS and not key.startswith("weights."):
             assert key in keys(), text
+
+
+def test_links_of_the_repository_lead_to_pages() -> None:
+    source, page = "docs/how_to/x.md", "how_to/x.md"
+    assert links.moved("[r](../../benchmarks/RESULTS.md#a)", source, page) == "[r](../results.md#a)"
+    assert links.moved("[f](../../examples/own_method.py), [s](wandb.md)", source, page) == "f, [s](wandb.md)"
+    assert links.moved("[g](docs/compatibility.md)", "README.md", "index.md") == "[g](compatibility.md)"
+    assert links.moved("heads[0](x), [w](https://x.y)", source, page) == "heads[0](x), [w](https://x.y)"

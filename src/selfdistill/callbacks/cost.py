@@ -13,6 +13,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from selfdistill.sharding import local
+
 _BATCHES = 50
 """So many batches of the run's beginning are watched for memory, and ten times as many for time."""
 
@@ -74,7 +76,7 @@ def _held(trainer: L.Trainer, pl_module: L.LightningModule) -> int:
     tensors += [p.grad for p in pl_module.parameters() if p.grad is not None]
     states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
     tensors += [value for state in states for value in state.values() if isinstance(value, Tensor)]
-    return sum(tensor.nbytes for tensor in tensors)
+    return sum(local(tensor).nbytes for tensor in tensors)
 
 
 def _begin() -> float | None:

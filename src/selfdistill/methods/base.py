@@ -27,6 +27,7 @@ from selfdistill.networks import Tower
 from selfdistill.objectives import Coupling, Objective
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.schedules import Clock, Schedule, as_schedule
+from selfdistill.sharding import local
 from selfdistill.teacher import TeacherPolicy, TeacherUpdate
 from selfdistill.views import Views
 from selfdistill.views.micro_batches import in_micro_batches
@@ -249,12 +250,8 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         return {"embedding": self.embed(images).float(), "labels": labels}
 
     def configure_optimizers(self) -> Optimizer:
-        return self.optimizer_recipe.build(
-            self.trained_parameters(),
-            self.parameter_roles(),
-            batch_size=self.effective_batch_size(),
-            fused=not self._scaled,
-        )
+        named, roles = self.trained_parameters(), self.parameter_roles()
+        return self.optimizer_recipe.build(named, roles, batch_size=self.effective_batch_size(), fused=not self._scaled)
 
     def effective_batch_size(self) -> int | None:
         """Images of one optimizer step over all processes; None where the loader does not say."""
@@ -272,7 +269,7 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         factor = self._window.close(self.trainer.accumulate_grad_batches)
         if factor != 1:
-            torch._foreach_mul_([p.grad for _, p in self.trained_parameters() if p.grad is not None], factor)
+            torch._foreach_mul_([local(p.grad) for _, p in self.trained_parameters() if p.grad is not None], factor)
         self.optimizer_recipe.apply(optimizer, self.clock)
         # the rate that the recipe names: groups may have factors of it
         first = optimizer.param_groups[0]
