@@ -140,7 +140,7 @@ def test_an_interrupted_sweep_is_continued_by_the_same_command(command: Command)
     assert [row["run"] for row in command.rows()] == ["000", "001", "002"]
 
 
-def test_where_nothing_can_run_nothing_is_left(command: Command) -> None:
+def test_where_nothing_can_run_nothing_is_left(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="teacher.momentm: no such key; did you mean teacher.momentum") as error:
         command("seed=0,1", "teacher.momentm=0.9")
     assert "jobs are refused" not in str(error.value)
@@ -151,6 +151,10 @@ def test_where_nothing_can_run_nothing_is_left(command: Command) -> None:
     # refused later, where the objects are made
     with pytest.raises(UserError, match="backbone: it does not fit"):
         command("seed=7", "method=byol_like,simsiam_like")
+    # torchrun would start it in each of its processes
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="-m: given to 2 processes"):
+        command("seed=0,1")
     assert not command.folder.exists()
 
 
