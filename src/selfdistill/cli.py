@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -69,7 +70,14 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
         # the reader (head, less) has seen enough; nothing may be written at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.filename is None or not own_errors:
+        if not own_errors:
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            file = f" for {error.filename}" if error.filename else ""
+            _end(
+                f"error: no space left{file}; free some, then ckpt_path=<run>/checkpoints/last.ckpt goes on from it", 1
+            )
+        if error.filename is None:
             raise
         _end(f"error: hydra.run.dir: {error.filename} cannot be made ({error.strerror}); choose another folder", 2)
     except KeyboardInterrupt:
