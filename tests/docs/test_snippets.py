@@ -29,7 +29,7 @@ from selfdistill.preview import preview
 from selfdistill.runner import fit
 
 # <what the reader fills in>, or … in the place of a value
-_PLACEHOLDER = re.compile(r"<[^<>\n]+>|(?<==)…")
+_PLACEHOLDER = re.compile(r"[\w./-]*<[^<>\n]+>|(?<==)…")
 _OURS = re.compile(r"(?:(?:python|torchrun [^|]*?) -m src\.|selfdistill-)(\w+)")
 # Hydra's own flags, which print something instead of running
 _PRINTS = re.compile(r" --(?:info|shell-completion|config-path)\b")
