@@ -271,11 +271,14 @@ def _tell_phases(file: Path) -> None:
 
         setattr(owner, name, told)
 
-    def begin(*_: Any) -> None:
+    started = _history().on_train_start
+
+    def begin(*args: Any) -> None:
+        started(*args)
         stack[0] = "backward and between steps"
         show()
 
-    _history().on_train_epoch_start = begin
+    _history().on_train_start = begin
     tell(_module(), "training_step", "forward")
     tell(_module(), "on_before_optimizer_step", "optimizer step")
     tell(_update(), "on_train_batch_end", "teacher")
