@@ -43,6 +43,9 @@ from selfdistill.report import write_report
 
 log = logging.getLogger(__name__)
 
+# Folders that this process made a run's.
+_claimed: set[Path] = set()
+
 
 def fit(config: DictConfig) -> float | None:
     """Train what ``config`` describes and leave the run's folder.
@@ -224,6 +227,7 @@ def _claim(folder: Path, config: DictConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "config.yaml", "x", encoding="utf-8") as file:
             file.write(OmegaConf.to_yaml(OmegaConf.create(relocatable(resolved(config), str(folder)))))
+        _claimed.add(folder)
         write_text(folder / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
     except FileExistsError:
         raise UserError(f"hydra.run.dir: {folder} holds a run already; choose another folder") from None
@@ -242,9 +246,12 @@ def _method_name(target: str) -> str | None:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    """Nothing but what ``_claim`` wrote in it: nothing was trained, so another try may have the folder."""
+    """Nothing but what ``_claim`` wrote in it: nothing was trained, so another try may have the folder.
+
+    What another process wrote there, which had the folder first, stays.
+    """
     try:
-        if {path.name for path in folder.iterdir()} <= {"config.yaml", "provenance.json"}:
+        if folder in _claimed and {path.name for path in folder.iterdir()} <= {"config.yaml", "provenance.json"}:
             (folder / "config.yaml").unlink(missing_ok=True)
             (folder / "provenance.json").unlink(missing_ok=True)
         folder.rmdir()
