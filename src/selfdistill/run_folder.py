@@ -14,6 +14,9 @@ from selfdistill.files import write_text
 from selfdistill.provenance import provenance
 from selfdistill.resume import AUTO
 
+# Folders that this process made a run's.
+_claimed: set[Path] = set()
+
 
 def claim(folder: Path, config: DictConfig) -> None:
     """Write the resolved configuration and where it comes from; a folder that holds a run already is refused.
@@ -24,6 +27,7 @@ def claim(folder: Path, config: DictConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if config.ckpt_path != AUTO:
             open(folder / "config.yaml", "x").close()
+        _claimed.add(folder)
         stored = relocatable(resolved(config), str(folder))
         write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(stored)))
         write_text(folder / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
@@ -34,9 +38,12 @@ def claim(folder: Path, config: DictConfig) -> None:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Nothing but what :func:`claim` wrote in it: nothing was trained, so another try may have the folder."""
+    """Nothing but what :func:`claim` wrote in it: nothing was trained, so another try may have the folder.
+
+    What another process wrote there, which had the folder first, stays.
+    """
     try:
-        if {path.name for path in folder.iterdir()} <= {"config.yaml", "provenance.json"}:
+        if folder in _claimed and {path.name for path in folder.iterdir()} <= {"config.yaml", "provenance.json"}:
             (folder / "config.yaml").unlink(missing_ok=True)
             (folder / "provenance.json").unlink(missing_ok=True)
         folder.rmdir()

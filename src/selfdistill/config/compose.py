@@ -119,8 +119,9 @@ def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
         raise UserError(_missing(error)) from None
     except HydraException as error:
         raise UserError(_explain(config_name, overrides, error)) from None
-    # a group without a choice; a value that its key refuses; a file that is no YAML, or no mapping
-    except (ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OSError) as error:
+        raise UserError(f"config: a file is not readable as key: value ({' '.join(str(error).split())})") from None
+    except (ValueError, OmegaConfBaseException) as error:  # a group without a choice; a value that its key refuses
         raise UserError(_refused(overrides, error)) from None
 
 

@@ -74,6 +74,8 @@ class _Composed:
         self.known = known
 
     def unknown(self, path: str, beside: Collection[str]) -> UserError:
+        if path in ("experiment", "hparams_search", "debug"):
+            return UserError(f"{path}: the file has to begin with the line '# @package _global_', or nothing reads it")
         prefix = path.rpartition(".")[0]
         siblings = [f"{prefix}.{name}" if prefix else name for name in beside]
         near = nearest(path, siblings) or nearest(path, [p for p in self.known if p != path])
