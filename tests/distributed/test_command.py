@@ -18,7 +18,8 @@ SETTINGS = (
     "method=dino_like", "backbone=small_vit", "method.head_norm=null", "trainer.accelerator=cpu", "optimizer.lr=0.001",
     "trainer.max_epochs=2", "trainer.limit_train_batches=4",
     "+callbacks.every._target_=lightning.pytorch.callbacks.ModelCheckpoint", "+callbacks.every.save_top_k=-1",
-    "+callbacks.every.dirpath='${run_dir}/checkpoints'", "+callbacks.every.filename='at-{epoch}'", "trainer.log_every_n_steps=1", "evaluation.draws=2",
+    "+callbacks.every.dirpath='${run_dir}/checkpoints'", "+callbacks.every.filename='at-{epoch}'",
+    "trainer.log_every_n_steps=1", "evaluation.draws=2",
 )  # fmt: skip
 
 pytestmark = pytest.mark.slow
