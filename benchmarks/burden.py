@@ -1,7 +1,7 @@
 """What eases the burden: a DINO step in micro-batches and with activation checkpointing; and predicted peaks, measured.
 
-python benchmarks/burden.py             everything, each cell in a process of its own
-python benchmarks/burden.py --cell dino_vits 4 on
+python benchmarks/burden.py             everything, each cell in a process of its own; some 6 GiB, a quarter of an hour
+python benchmarks/burden.py --size 96   smaller crops for a smaller machine: 1.5 GiB, five minutes
 """
 
 from __future__ import annotations
@@ -9,19 +9,17 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
-import os
-import subprocess
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from bare import BareStep
 from measure import added, machine
-from runs import ROOT, table, write_section
+from runs import table, write_section
 
 from selfdistill.costs import StepCost, meta_views, step_cost
 from selfdistill.costs.table import binary
@@ -134,13 +132,9 @@ def tensors(steps: Steps, job: Job) -> int:
     return held + trace.peak
 
 
-def in_own_process(name: str, micro_batches: int, checkpointing: bool) -> dict[str, float]:
-    command = [sys.executable, __file__, "--cell", name, str(micro_batches), "on" if checkpointing else "off"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+def in_own_process(name: str, micro_batches: int, checkpointing: bool, *, traced: bool = False) -> dict[str, float]:
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        found = pool.apply(cell, (name, micro_batches, checkpointing), {"traced": traced})
     print(name, micro_batches, checkpointing, found, file=sys.stderr, flush=True)
     return found
 
@@ -164,7 +158,7 @@ def burden() -> str:
 def peaks() -> str:
     rows = []
     for name, said in (("byol_r18", "BYOL, ResNet-18, 2×32 px"), ("dino_vitt", "DINO, ViT-Ti/16, 2×224 + 2×96 px")):
-        found, cost = in_own_process(name, 1, False), predicted(JOBS[name], 1, False)
+        found, cost = in_own_process(name, 1, False, traced=True), predicted(JOBS[name], 1, False)
         rows.append([said, str(JOBS[name].batch), binary(cost.total), binary(cost.peak), binary(found["tensors"]),
                      binary(found["peak"]), f"{found['tensors'] / cost.total:.3f}",
                      f"{found['tensors'] / cost.peak:.3f}", f"{found['peak'] / cost.total:.3f}",
@@ -176,14 +170,11 @@ def peaks() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cell", nargs=3, metavar=("JOB", "MICRO", "CHECKPOINTING"))
+    parser.add_argument("--size", type=int, default=224, help="side of the burden's crops in pixels")
     parser.add_argument("--only", choices=("peaks", "burden"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if given.cell:
-        name, micro, on = given.cell
-        print(json.dumps(cell(name, int(micro), on == "on", traced=name != "dino_vits")))
-        return
+    JOBS["dino_vits"] = replace(JOBS["dino_vits"], recipe=crops(given.size))
     how = (
         f"{machine()}; one optimizer step in a process of its own, float32, AdamW, in Lightning's order. Memory is the "
         "tensors held before the step and what the process grows by."
@@ -192,9 +183,11 @@ def main() -> None:
     if given.only != "burden":
         write_section("peaks", f"### Peaks predicted and measured\n\n{head}: {how}\n\n{peaks()}")
     if given.only != "peaks":
-        what = "DINO, ViT-S/16, K = 65,536, 2×224 px without local crops, 64 images a step"
+        what = f"DINO, ViT-S/16, K = 65,536, 2×{given.size} px without local crops, 64 images a step"
         title = "### Micro-batches and activation checkpointing"
-        write_section("burden", f"{title}\n\n{head}: {what}; {how}\n\n{burden()}")
+        write_section(
+            "burden", f"{title}\n\n`python benchmarks/burden.py --size {given.size}`: {what}; {how}\n\n{burden()}"
+        )
 
 
 if __name__ == "__main__":

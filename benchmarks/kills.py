@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,15 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             done.append((method, *killed(method, quota, Path(folder), dice)))
         print(done[-1], file=sys.stderr, flush=True)
+        write(done)
+        write(done)
+
+
+def write(done: Sequence[tuple[str, int, int, Counter[str]]]) -> None:
+    """The table of the methods so far."""
     everywhere = sum((where for *_, where in done), Counter[str]())
-    done.append(("all", sum(row[1] for row in done), sum(row[2] for row in done), everywhere))
-    rows = [[name, str(where.total()), _told(where), str(ended), str(equal)] for name, ended, equal, where in done]
+    every = ("all", sum(ended for _, ended, *_ in done), sum(equal for _, _, equal, _ in done), everywhere)
+    rows = [[name, str(met.total()), _told(met), str(ended), str(equal)] for name, ended, equal, met in [*done, every]]
     write_section(
         "kills",
         "### Killed at random moments and continued\n\n"
@@ -65,8 +72,8 @@ def killed(method: str, quota: int, folder: Path, dice: random.Random) -> tuple[
     _, took = watched(command, whole, None)
     run = folder / "run0"
     while True:
-        # once all kills are spent, the run may end
-        after = dice.uniform(0, 0.8 * took) if sum(where.values()) < quota else None
+        # soon enough that several kills fall into the training of one run; once all are spent, it may end
+        after = dice.uniform(0, 0.45 * took) if sum(where.values()) < quota else None
         met, _ = watched([*command, "ckpt_path=auto"], run, after)
         if met is not None:
             where[met] += 1
@@ -83,7 +90,7 @@ def killed(method: str, quota: int, folder: Path, dice: random.Random) -> tuple[
 
 def watched(command: list[str], run: Path, after: float | None) -> tuple[str | None, float]:
     """What the kill met, None where the run came to its end, and the processor seconds that its training took."""
-    began, seconds, took, phase = None, 0.0, 0.0, run.with_suffix(".phase")
+    began, ends, seconds, took, phase = None, False, 0.0, 0.0, run.with_suffix(".phase")
     phase.write_bytes(b"set-up".ljust(32))
     process: Any = start(command, run, phases=phase)
     while process.is_alive():
@@ -94,7 +101,8 @@ def watched(command: list[str], run: Path, after: float | None) -> tuple[str | N
             began = now
         if began is not None:
             seconds = now - began
-            took = took if met in ("figures", "files at the end") else seconds
+            ends = ends or met in ("figures", "files at the end")
+            took = took if ends else seconds
             if after is not None and seconds >= after:
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()

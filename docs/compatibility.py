@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from selfdistill.assembly import build_method, read_masks
 from selfdistill.config import CONF, check
+from selfdistill.methods.coupling import couplings
 
 PAGE = Path(__file__).with_suffix(".md")
 BACKBONES = {"small_cnn": "CNN (`small_cnn`)", "small_vit": "ViT (`small_vit`)"}
@@ -113,6 +114,19 @@ def needs() -> list[str]:
     return rows
 
 
+def approximated() -> list[str]:
+    """Terms that micro-batches only approximate, as methods (set up for digits) and objectives declare."""
+    rows = ["| `method=` or `objective=` | terms that couple images |", "|---|---|"]
+    for method in choices("method"):
+        terms = couplings(build(method, **suited())[0])
+        rows.append(f"| `{method}` | {', '.join(f'`{term}` ({why})' for term, why in terms.items()) or '–'} |")
+    for name in choices("objective"):
+        if name != "none":
+            node = OmegaConf.load(CONF / "objective" / f"{name}.yaml")[name]
+            rows.append(f"| `{name}` | {get_class(node['_target_']).couples} |")
+    return rows
+
+
 def page() -> str:
     """The text of compatibility.md."""
 
@@ -147,6 +161,15 @@ def page() -> str:
         "## Backbones",
         "",
         *table("backbone", BACKBONES),
+        "",
+        "## Gradient accumulation",
+        "",
+        "`trainer.accumulate_grad_batches=N` is one batch of N times the size exactly where nothing stands here and no",
+        "network has batch norm, and an approximation elsewhere, which `accumulate=exact` mends: see",
+        "[large batches](how_to/large_batches.md). Numbers of masked patches or labelled images couple only where they",
+        "differ from batch to batch, Sinkhorn in `dino_like` and `dinov2_like` only with `method.centering=sinkhorn`.",
+        "",
+        *approximated(),
     ]
     return "\n".join(parts).rstrip() + "\n"
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from generate import expand, formula, reference
+from generate import expand, formula, links, reference
 from mkdocs.exceptions import PluginError
 
 _NAME = re.compile(r"(?<!\[)`(selfdistill\.[\w.]+)`")
@@ -24,6 +24,7 @@ def on_config(config: Any) -> Any:
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Any) -> str:
     try:
+        markdown = links.moved(markdown, f"docs/{page.file.src_uri}", page.file.src_uri)
         markdown = expand(markdown, Path(page.file.src_uri).stem, page.meta)
     except ValueError as error:
         raise PluginError(str(error)) from None

@@ -20,7 +20,7 @@ LEVELS = [
     {"objectives", "methods"},
     {"callbacks", "evaluation", "export", "costs", "sharded_strategy"},
     {"errors", "signatures"},
-    {"kinds", "ranges"},
+    {"kinds", "ranges", "repeat"},
     {"unread"},
     {"schema"},
     {"config", "help"},

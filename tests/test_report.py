@@ -180,6 +180,20 @@ def test_any_range_has_ticks_inside_the_picture(values: list[float]) -> None:
     assert all(0 < height < bottom for height in heights)
 
 
+def test_what_a_step_takes_stands_beside_what_was_measured(tmp_path: Path) -> None:
+    predicted = {"bytes": {"student": 2**20, "state": 0, "model_total": 3 * 2**20}, "flops": {"step": 5 * 10**9}}
+    measured = {"step_seconds": 0.5, "peak_bytes": None, "peak_of": None}
+    text = make(tmp_path, SUMMARY | {"cost": {"predicted": predicted, "measured": measured}}, {})
+    rows = dict(re.findall(r"<th scope=row>(.*?)</th><td>(.*?)</td>", text))
+    assert rows["student"] == "1.00 MiB"
+    assert rows["<b>= 2·M<sub>model</sub> + M<sub>optimizer</sub></b>"] == "3.00 MiB"
+    assert rows["<b>a step, counted</b>"] == "5.000 GFLOP"
+    assert rows["<b>a step, measured</b> (median)"] == "500.0 ms"
+    assert rows["that is"] == "10.0 GFLOP/s"
+    assert not [name for name in rows if "peak" in name or "queue" in name]
+    assert "150.0 ms" in make(tmp_path, SUMMARY | {"cost": {"predicted": None, "measured": None}}, {})
+
+
 def test_what_a_run_has_not_is_left_out(tmp_path: Path) -> None:
     bare = make(tmp_path / "bare", None, {})
     assert titles(bare) == ["Configuration", "Versions"]

@@ -100,6 +100,20 @@ def equal(a: Any, b: Any, path: str = "") -> None:
         assert a == b, path
 
 
+def test_a_run_is_repeated_from_its_folder_bit_for_bit(whole: tuple[Path, str], tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    done = run("--config-path", str(whole[0]), "-cn", "config", f"hydra.run.dir='{again}'")
+    assert done.returncode == 0, done.stderr
+    assert (again / "metrics.csv").read_bytes() == (whole[0] / "metrics.csv").read_bytes()
+    a, b = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (whole[0], again))
+    equal(a, b)
+    stored = [(f / "config.yaml").read_text(encoding="utf-8").splitlines() for f in (whole[0], again)]
+    assert [x for x, y in zip(*stored, strict=True) if x != y] == [f"run_dir: {whole[0]}"]
+    facts = json.loads((again / "provenance.json").read_text(encoding="utf-8"))
+    assert "-m src.train --config-path" in facts["command"]
+    assert set(facts) == {"command", "git", "versions", "hardware"}
+
+
 def test_ctrl_c_saves_and_the_run_continues_bit_for_bit(whole: tuple[Path, str], tmp_path: Path) -> None:
     stopped = tmp_path / "stopped"
     process = subprocess.Popen(
@@ -145,6 +159,8 @@ def test_ctrl_c_saves_and_the_run_continues_bit_for_bit(whole: tuple[Path, str],
         (["trainer.precision=foo"], "trainer: Precision 'foo' is invalid"),
         (["+foo=1"], "foo: no such key"),
         (["data=folder", "data.root=nowhere"], "data.root"),
+        (["trainer.limit_train_batches=0.01"], "trainer.limit_train_batches: 0.01 given, less than one of 9 batches"),
+        (["--config-path", "nowhere", "-cn", "config"], "--config-path: 'nowhere' given, no such folder"),
         (["ckpt_path=nowhere.ckpt"], "ckpt_path: 'nowhere.ckpt' given, no such file"),
     ],
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from generate import overview, picture, reference, results, settings
+from generate import links, overview, picture, reference, results, settings
 
 ROOT = Path(__file__).parents[2]
 MARK = re.compile(r"^<!-- insert (\w+)(?: (.+?))? -->$", re.MULTILINE)
@@ -29,17 +29,10 @@ INSERTS: dict[str, Insert] = {
     "file": lambda _, argument, meta: _file(argument),
 }
 
-_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)([^)#]+)\)")
-
 
 def _file(path: str) -> str:
-    """A file of the repository as a page: links to files that are pages lead there, others are their text."""
-
-    def link(found: re.Match[str]) -> str:
-        page = found[2].removeprefix("docs/") if found[2].startswith("docs/") else found[2].lower()
-        return f"[{found[1]}]({page})" if (ROOT / "docs" / page).is_file() else found[1]
-
-    return _LINK.sub(link, (ROOT / path).read_text(encoding="utf-8"))
+    """A file of the repository as a page at the top of the site."""
+    return links.moved((ROOT / path).read_text(encoding="utf-8"), path, links.PAGES[path])
 
 
 def expand(markdown: str, name: str, meta: Mapping[str, Any]) -> str:

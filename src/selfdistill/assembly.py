@@ -172,6 +172,17 @@ def build_teacher(config: DictConfig) -> TeacherPolicy:
     return instantiate(settings, _partial_=True)(network=other.evaluated_tower)
 
 
+def check_limit(config: DictConfig, datamodule: DataModule) -> None:
+    """Refuse a share of an epoch that is less than one batch."""
+    limit = config.trainer.limit_train_batches
+    batches = datamodule.num_train // datamodule.batch_size + (not datamodule.drop_last)
+    if isinstance(limit, float) and int(limit * batches) < 1:
+        raise UserError(
+            f"trainer.limit_train_batches: {limit} given, less than one of {batches} batches; allowed is a share of at "
+            f"least {1 / batches:.2g}, or a whole number of batches"
+        )
+
+
 def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
     """The callbacks of the group, what shows progress, and last the teacher's update."""
     named = [instantiate(value) for value in config.callbacks.values() if value is not None]

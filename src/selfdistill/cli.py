@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -17,9 +18,10 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from selfdistill.config import UserError, check, resolved
+from selfdistill.config import CONF, UserError, check, resolved
 from selfdistill.help import help_text
 from selfdistill.processes import is_first, refuse_folders_apart
+from selfdistill.repeat import stored_config
 
 _HOMES = {
     "fit": "selfdistill.runner",
@@ -43,19 +45,21 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
     if arguments.help:
         return print(help_text(config_name))
     passes = arguments.hydra_help or arguments.info or arguments.cfg
-    passes = passes or arguments.shell_completion or arguments.config_path
+    passes = passes or arguments.shell_completion
     try:
-        if arguments.multirun and config_name == "train" and not (arguments.cfg or arguments.help or arguments.info):
+        conf = stored_config(arguments) if config_name == "train" else None
+        if arguments.multirun and config_name == "train" and not (arguments.cfg or arguments.info):
             from selfdistill.sweeps import sweep
 
             sys.exit(sweep(main, arguments, config_name))
         if not arguments.multirun and "SELFDISTILL_SWEEP" not in os.environ:
             refuse_search(arguments.overrides)
-        if not passes:
+        if not passes and (conf or not arguments.config_path):
             folder = arguments.config_dir
             found = [f"file://{os.path.abspath(folder)}"] if folder else []
             jobs = _jobs(arguments.overrides) if arguments.multirun else [arguments.overrides]
-            checked = [check(arguments.config_name or config_name, j, search_path=found) for j in jobs]
+            name = arguments.config_name or config_name
+            checked = [check(name, j, search_path=found, conf=conf or CONF) for j in jobs]
             if not arguments.multirun:
                 refuse_folders_apart(arguments.overrides)
             for line in dict.fromkeys(line for each in checked for line in each.warnings):
@@ -66,7 +70,14 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
         # the reader (head, less) has seen enough; nothing may be written at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.filename is None or not own_errors:
+        if not own_errors:
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            file = f" for {error.filename}" if error.filename else ""
+            _end(
+                f"error: no space left{file}; free some, then ckpt_path=<run>/checkpoints/last.ckpt goes on from it", 1
+            )
+        if error.filename is None:
             raise
         _end(f"error: hydra.run.dir: {error.filename} cannot be made ({error.strerror}); choose another folder", 2)
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from selfdistill.errors import UserError, nearest, shown
 from selfdistill.ranges import check_values, flatten, rule_of, untypical
@@ -120,7 +121,8 @@ def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
         raise UserError(_missing(error)) from None
     except HydraException as error:
         raise UserError(_explain(config_name, overrides, error)) from None
-    except (ValueError, OmegaConfBaseException) as error:  # a group without a choice; a value that its key refuses
+    # a group without a choice; a value that its key refuses; a file that is no YAML, or no mapping
+    except (ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(_refused(overrides, error)) from None
 
 
@@ -148,7 +150,7 @@ def _refused(overrides: Sequence[str], error: Exception) -> str:
         allowed = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
         if allowed and not value.startswith("[") and value not in allowed:
             return f"{group}: {value or 'nothing'} given, allowed is {', '.join(allowed)}"
-    return f"config: {_first_line(error)}"
+    return f"config: {' '.join(str(error).split())}"
 
 
 def _explain(config_name: str, overrides: Sequence[str], error: HydraException) -> str:

@@ -56,7 +56,8 @@ class Kind:
                     + str(self.values[-1])
                 )
             case "list":
-                return f"a list, each {plural[0]}"
+                words = {"a number": "numbers", "a whole number": "whole numbers", "text": "texts"}
+                return f"a list of {words[plural[0]]}" if plural[0] in words else f"a list, each {plural[0]}"
             case "tuple":
                 return f"a list of {len(self.inner)}: {', '.join(plural)}"
             case "dict":

@@ -20,7 +20,7 @@ _PACKAGES = ("torch", "lightning", "hydra-core", "timm", "numpy")
 def provenance() -> dict[str, Any]:
     """The facts of this process: ``command``, ``git`` (None outside of a repository), ``versions``, ``hardware``."""
     return {
-        "command": shlex.join([sys.executable.rpartition(os.sep)[2], *sys.argv]),
+        "command": shlex.join([sys.orig_argv[0].rpartition(os.sep)[2], *sys.orig_argv[1:]]),
         "git": _git(),
         "versions": versions(),
         "hardware": _hardware(),

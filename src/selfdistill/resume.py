@@ -24,6 +24,7 @@ from selfdistill.ranges import flatten
 AUTO = "auto"
 _FOLDER = "checkpoints"
 _BEST = "best.ckpt"
+_DAMAGED = "damaged.ckpt"
 
 # Settings that change nothing of what is computed.
 _SILENT = (
@@ -166,6 +167,10 @@ def carry_over(found: Continued | None, own: Path) -> None:
         return
     later = found.stored.get(KEY, {}).get("values", {})
     continue_metrics(found.folder / NAME, own / NAME, step=found.step, later=later)
+    last = found.path.with_name(LAST)
+    if found.path.name == PREVIOUS and found.folder == own and last.exists():
+        # the next save would make it the previous one, in place of the only one that is whole
+        last.replace(last.with_name(_DAMAGED))
     best, here = found.path.with_name(_BEST), own / _FOLDER / _BEST
     if here.exists() or not best.is_file():
         return

@@ -17,6 +17,7 @@ import lightning as L
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
@@ -27,6 +28,7 @@ from selfdistill.assembly import (
     build_data,
     build_method,
     build_trainer,
+    check_limit,
     set_execution,
     try_backbone,
 )
@@ -40,7 +42,7 @@ from selfdistill.callbacks import (
     TrainingInterrupted,
 )
 from selfdistill.checkpoint_io import LAST, AtomicCheckpointIO
-from selfdistill.config import UserError, check_values, resolved
+from selfdistill.config import CONF, UserError, check_values, resolved
 from selfdistill.costs.table import as_plain, measured_line
 from selfdistill.estimate import answer, predicted
 from selfdistill.evaluation.figures import Figures, backbone_figures, figures_table, pixel_figures
@@ -48,9 +50,8 @@ from selfdistill.export import export_backbone, run_facts
 from selfdistill.files import write_text
 from selfdistill.methods.finite import NonFiniteLossError
 from selfdistill.provenance import provenance
-from selfdistill.report import write_report
-from selfdistill.report.pictures import make_pictures
-from selfdistill.report.wandb_panels import log_panels
+from selfdistill.repeat import relocatable
+from selfdistill.report.ending import last_report
 from selfdistill.resume import AUTO, carry_over, check_fits, find
 from selfdistill.sharding import consolidated
 
@@ -90,7 +91,9 @@ def fit(config: DictConfig) -> float | None:
         _remove_if_empty(folder)
         raise
     except TrainingInterrupted as stop:
-        print(f"\n{stop.args[0]}", file=sys.stderr)
+        again = "" if config.ckpt_path == AUTO else f" with ckpt_path={stop.checkpoint}"
+        then = "nothing to continue" if stop.checkpoint is None else f"the same command{again} continues it"
+        print(f"\n{stop}: {then}", file=sys.stderr)
         sys.exit(128 + stop.signal_number)
 
 
@@ -102,6 +105,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     OmegaConf.resolve(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     datamodule = build_data(config)
+    check_limit(config, datamodule)
     module = build_method(config)
     module.provenance = {"config": plain, "version": __version__}
     try_backbone(module, datamodule)
@@ -156,7 +160,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     probe = next((c for c in callbacks if isinstance(c, OnlineProbe)), None)
     meter = next(c for c in callbacks if isinstance(c, CostMeter))
     summary = {
-        "method": HydraConfig.get().runtime.choices.get("method") if HydraConfig.initialized() else None,
+        "method": _method_name(plain["method"]["_target_"]),
         "figures": figures,
         "split": "test",
         "validation_knn": None if online is None else online.accuracy,
@@ -191,10 +195,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
             print(line)
         spent = f"{seconds:.0f} s, {datamodule.seconds_waited / seconds:.1%} of it waiting for data"
         print(f"collapse: {summary['collapse'] or 'none seen'}    training: {spent}    run: {folder}")
-    make_pictures(module, datamodule, folder if trainer.is_global_zero else None)
-    if trainer.is_global_zero:
-        print(f"report: {write_report(folder)}")
-        log_panels(trainer.loggers, folder)
+        print(f"report: {last_report(module, datamodule, folder, trainer.loggers)}")
     return summary["validation_knn"]
 
 
@@ -226,6 +227,8 @@ def clear_errors() -> Iterator[None]:
         raise
     except (NonFiniteLossError, CollapseError) as error:
         raise UserError(str(error)) from error
+    except MisconfigurationException as error:  # Lightning's word for a setting that cannot work
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     except ValueError as error:
         if (said := _said_in_worker(str(error))) is not None:
             raise UserError(said) from error
@@ -283,12 +286,23 @@ def _claim(folder: Path, config: DictConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if config.ckpt_path != AUTO:
             open(folder / "config.yaml", "x").close()
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        stored = relocatable(resolved(config), str(folder))
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(stored)))
         write_text(folder / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
     except FileExistsError:
         raise UserError(f"hydra.run.dir: {folder} holds a run already; choose another folder") from None
     except OSError as error:
         raise UserError(f"hydra.run.dir: {folder} cannot be written ({error.strerror}); choose another") from None
+
+
+def _method_name(target: str) -> str | None:
+    """The choice of ``method``, or, in a run that is repeated from its folder, the file that names this class."""
+    if not HydraConfig.initialized():
+        return None
+    chosen: str | None = HydraConfig.get().runtime.choices.get("method")
+    files = sorted((CONF / "method").glob("*.yaml"))
+    named = (file.stem for file in files if f"_target_: {target}\n" in file.read_text(encoding="utf-8"))
+    return chosen or next(named, target.rpartition(".")[2])
 
 
 def _remove_if_empty(folder: Path) -> None:

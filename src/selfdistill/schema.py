@@ -80,7 +80,10 @@ class _Composed:
         return UserError(f"{path}: no such key{near}; all keys: --cfg job")
 
 
-def _mapping(prefix: str, node: Mapping[str, Any], reference: Any, composed: _Composed) -> None:
+def _mapping(
+    prefix: str, node: Mapping[str, Any], reference: Any, composed: _Composed, *, argument: bool = False
+) -> None:
+    """A mapping; as (part of) an argument of a constructor it is free, but for what is constructed inside."""
     known = reference if isinstance(reference, Mapping) else {}
     target = node.get("_target_")
     if isinstance(target, str):
@@ -89,6 +92,9 @@ def _mapping(prefix: str, node: Mapping[str, Any], reference: Any, composed: _Co
     notes = _noted() if any(prefix.startswith(f"{note}.") for note in _NOTES) else set()
     for key, value in node.items():
         path = f"{prefix}{key}"
+        if argument:
+            _inside(path, value, None, composed, argument=True)
+            continue
         named = prefix.rstrip(".") in _NAMED and (value is None or (isinstance(value, Mapping) and "_target_" in value))
         if key not in known and not named and f"{prefix}{key}" not in notes and not used(composed.config, path):
             if prefix.rstrip(".") in _NAMED and not isinstance(value, Mapping):
@@ -123,7 +129,8 @@ def _constructed(
         parameter = found.parameters.get(key)
         if parameter is not None:
             kinds = kinds_of(parameter)
-            if not allows(kinds, value) and rule_of(path) is None and not _returned(value):
+            ranged = rule_of(path) is not None and not isinstance(value, Mapping)
+            if not ranged and not allows(kinds, value) and not _returned(value):
                 raise UserError(
                     f"{_origin(composed.config, path)}: {shown(value)} given, allowed is {described(kinds)}"
                 )
@@ -131,22 +138,20 @@ def _constructed(
             beside_it = {*found.parameters, *beside} - set(given)
             if not found.open or difflib.get_close_matches(key, beside_it, cutoff=0.85):
                 raise composed.unknown(path, beside_it)
-        free = parameter is not None and any(kind.name == "dict" for kind in kinds_of(parameter))
-        if free and not (isinstance(value, Mapping) and "_target_" in value):
-            continue
-        _inside(path, value, known.get(key), composed)
+        _inside(path, value, known.get(key), composed, argument=parameter is not None or found.open)
     missing = [n for n, p in found.parameters.items() if p.required and n not in node and n not in given]
     if missing and not node.get("_partial_") and not (group == "method" or group.startswith("method.heads")):
         raise UserError(f"{prefix}{missing[0]}: not given, and {target.rpartition('.')[2]} has no default for it")
 
 
-def _inside(path: str, value: Any, known: Any, composed: _Composed) -> None:
+def _inside(path: str, value: Any, known: Any, composed: _Composed, *, argument: bool = False) -> None:
     if isinstance(value, Mapping):
-        _mapping(f"{path}.", value, known, composed)
+        _mapping(f"{path}.", value, known, composed, argument=argument)
     elif isinstance(value, list):
         for i, item in enumerate(value):
+            like = known[min(i, len(known) - 1)] if isinstance(known, list) and known else None
             if isinstance(item, Mapping):
-                _mapping(f"{path}.{i}.", item, None, composed)
+                _mapping(f"{path}.{i}.", item, like, composed, argument=argument)
 
 
 def _weights(path: str, value: Any) -> None:

@@ -23,7 +23,7 @@ BESIDE: dict[str, set[str]] = {
 # What the code reads without a constructor: keys of a command itself, and these.
 _READ = re.compile(
     r"\w+|student\.noise|weights\..+|evaluation\..+|data\.image\.classes|teacher\.(checkpoint|trust)|objective\..+"
-    r"|(callbacks|logger|protocol)\.\w+|trainer\.activation_checkpointing"
+    r"|trainer\.activation_checkpointing|(callbacks|logger|protocol)\.\w+"
 )
 # (key, other key, values of the other with which nothing reads the key)
 _UNREAD: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
@@ -69,7 +69,8 @@ def check_read(
     leaves, quotes = dict(flatten(plain)), "'"
     for key in (leaf for value in values for leaf in leaves if leaf == value or leaf.startswith(f"{value}.")):
         for unread, other, choices in _UNREAD:
-            if key == unread and other in leaves and leaves[other] in choices:
+            same = key == "teacher.momentum_end" and leaves[key] == leaves.get("teacher.momentum")
+            if key == unread and other in leaves and leaves[other] in choices and not same:
                 raise UserError(
                     f"{key}: {shown(leaves[key])} given, but {other}={shown(leaves[other]).strip(quotes)} does not "
                     f"read it; leave it out, or choose another {other}"
@@ -103,7 +104,8 @@ def used(config: DictConfig, path: str) -> bool:
         after = _resolved(probe)
     except (OmegaConfBaseException, ValueError, TypeError):
         return True
-    return {k: v for k, v in after.items() if k != path} != {k: v for k, v in before.items() if k != path}
+    others = [{k: v for k, v in leaves.items() if not f"{k}.".startswith(f"{path}.")} for leaves in (before, after)]
+    return others[0] != others[1]
 
 
 def _resolved(config: DictConfig) -> dict[str, Any]:

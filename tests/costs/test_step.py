@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from selfdistill.costs import StepCost, meta_views, step_cost
-from selfdistill.methods import BYOL, DINO, SelfDistillModule
+from selfdistill.methods import BYOL, DINO, MoCoV3, SelfDistillModule
 from selfdistill.networks import build_backbone
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.views import CropSpec, ViewRecipe, Views
@@ -170,7 +171,10 @@ def test_attention_by_hand() -> None:
     block = 2 * tokens * width * (3 * width + width + 8 * width) + 2 * 2 * tokens * tokens * width
     patches = 2 * 64 * (3 * 16) * width
     head = 2 * (128 * 64 + 64 * 64 + 64 * 16 + 16 * 128)
-    assert cost.teacher_flops == rows * (depth * block + patches + head)
+    assert cost.student_flops == cost.teacher_flops == rows * (depth * block + patches + head)
+    scores = rows * depth * 2 * 2 * tokens * tokens * width
+    # every other product twice, but that the images need no gradient
+    assert cost.backward_flops == 2 * (cost.student_flops - scores) + 5 * scores // 2 - rows * patches
     doubled = predicted(lambda: DINO(build_backbone("small_vit", patch_size=2), hidden_dim=64, bottleneck_dim=16,
                                      prototypes=128), recipe(32))  # fmt: skip
     # four times the tokens: were [B, H, N, N] kept, it would be well above four times the memory
@@ -241,6 +245,17 @@ def test_nothing_is_allocated_and_no_number_drawn() -> None:
     assert torch.equal(state, torch.get_rng_state())
     assert torch.autocast.__name__ == "autocast"
     assert isinstance(torch.autocast, type)
+
+
+def test_in_a_group_of_processes_nobody_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build() -> Module:
+        return MoCoV3(Net(), hidden_dim=16, out_dim=4)
+
+    alone = predicted(build, recipe(4))
+    # there is no group: a collective would fail
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda *_: 2)
+    assert predicted(build, recipe(4)) == alone
 
 
 def test_peak_holds_gradients_beside_activations() -> None:

@@ -38,6 +38,19 @@ def test_one_process(length: int, batch_size: int, drop_last: bool, epoch: int, 
     assert len(order) == len(got), "a late start does not shorten the epoch"
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(length=SMALL, unit=st.integers(1, 6), joined=st.integers(1, 5), drop_last=st.booleans())
+def test_micro_batches_are_joined_and_no_image_is_lost_by_it(
+    length: int, unit: int, joined: int, drop_last: bool
+) -> None:
+    single = batches(ResumableBatchSampler(length, unit, drop_last=drop_last))
+    order = ResumableBatchSampler(length, unit * joined, unit=unit, drop_last=drop_last)
+    got = batches(order)
+    assert len(order) == len(got)
+    windows = [single[i : i + joined] for i in range(0, len(single), joined)]
+    assert got == [list(chain.from_iterable(window)) for window in windows]
+
+
 def test_seeds_and_epochs_differ() -> None:
     orders = {
         tuple(chain.from_iterable(batches(ResumableBatchSampler(50, 5, seed), epoch)))

@@ -20,6 +20,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import wandb
 from conftest import ROOT, Block, blocks
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -27,8 +28,11 @@ from selfdistill.config import UserError, check
 from selfdistill.preview import preview
 from selfdistill.runner import fit
 
-_PLACEHOLDER = re.compile(r"<[^<>\n]+>")
-_OURS = re.compile(r"(?:python -m src\.|selfdistill-)(\w+)")
+# <what the reader fills in>, or … in the place of a value
+_PLACEHOLDER = re.compile(r"[\w./-]*<[^<>\n]+>|(?<==)…")
+_OURS = re.compile(r"(?:(?:python|torchrun [^|]*?) -m src\.|selfdistill-)(\w+)")
+# Hydra's own flags, which print something instead of running
+_PRINTS = re.compile(r" --(?:info|shell-completion|config-path)\b")
 
 
 @dataclass(frozen=True)
@@ -48,25 +52,33 @@ class Command:
 
     def words(self, filled: Path) -> list[str]:
         """As the shell splits it, with what the reader fills in."""
-        return shlex.split(_PLACEHOLDER.sub(str(filled), self.text), comments=True)
+        return shlex.split(_PLACEHOLDER.sub(str(filled), self.text).replace(" … ", " "), comments=True)
+
+    def arguments(self, filled: Path) -> list[str]:
+        """What one of ours is given; a folder of images that is named is there."""
+        words = self.words(filled)
+        start = next(i for i, word in enumerate(words) if word.startswith(("src.", "selfdistill-")))
+        root = re.compile(r"data\.root=(?!\w+://).*")
+        return [root.sub(f"data.root={filled}", word) for word in words[start + 1 :]]
 
 
 def _commands() -> list[Command]:
     found: dict[str, Command] = {}
     for block in blocks("bash"):
         for line in block.text.replace("\\\n", " ").splitlines():
-            text = line.strip().removeprefix("srun ")
-            if text and not text.startswith("#"):
-                run = block.run and not _PLACEHOLDER.search(text)
+            text = re.sub(r"(^|\s+)#.*", "", line.strip()).removeprefix("srun ")
+            if text:
+                run = block.run and not line.startswith(("srun ", "torchrun ")) and not re.search("<.+>|…", text)
                 found.setdefault(text, Command(text, f"{block.page}:{block.line}", run, not block.run))
     return list(found.values())
 
 
 COMMANDS = _commands()
-OURS = [command for command in COMMANDS if command.ours]
-FLAGS = {"--help", "--cfg", "job", "-m"}
-# a flag that prints something does not train
-RUN = [c for c in OURS if c.run and c.ours in ("train", "preview") and not {"--help", "--cfg"} & set(c.text.split())]
+OURS = [command for command in COMMANDS if command.ours and not _PRINTS.search(command.text)]
+FLAGS = {"--help", "--cfg", "job", "--resolve", "-m"}
+# run in this process: no flag that prints, no further processes, no images of the reader's
+_ALONE = re.compile(r" --(?:help|cfg)\b| trainer=| data\.root=")
+RUN = [c for c in OURS if c.run and c.ours in ("train", "preview") and not _ALONE.search(c.text)]
 
 
 def _id(command: Command) -> str:
@@ -88,6 +100,8 @@ def _overrides(words: list[str], written: Path) -> tuple[list[str], list[str]]:
     for word in remaining:
         if word == "--config-dir":
             folders.append(f"file://{written / next(remaining)}")
+        elif word == "-p":
+            next(remaining)
         elif word not in FLAGS:
             rest.append(word)
     return rest, folders
@@ -115,7 +129,7 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
 @pytest.mark.parametrize("command", COMPOSED)
 def test_our_commands_compose_and_pass_the_check(command: Command, filled: Path, written: Path) -> None:
     assert command.ours
-    words = command.words(filled)[3 if command.text.startswith("python") else 1 :]
+    words = command.arguments(filled)
     overrides, folders = _overrides(words, written)
     for job in _jobs(overrides) if "-m" in words else [overrides]:
         check(command.ours, job, search_path=folders)
@@ -126,7 +140,7 @@ def test_a_wrong_command_would_be_found(filled: Path) -> None:
         check("train", ["teacher.momentm=0.9"])
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.ours], ids=_id)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in OURS], ids=_id)
 def test_other_commands_name_what_is_there(command: Command, filled: Path) -> None:
     words = command.words(filled)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -135,6 +149,8 @@ def test_other_commands_name_what_is_there(command: Command, filled: Path) -> No
             makefile = (ROOT / "Makefile").read_text()
             for target in targets:
                 assert "=" in target or re.search(rf"^{target}:", makefile, re.MULTILINE), target
+        case [word, *_] if re.match(r"if$|exit$|export$|eval$|\w+=", word) or _PRINTS.search(command.text):
+            pass
         case ["source", ".venv/bin/activate"] | ["wandb", "login" | "sync", *_] | ["mkdocs", "serve" | "build", *_]:
             pass
         case ["pip", "install", what]:
@@ -176,7 +192,7 @@ def test_python_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 @pytest.mark.parametrize("command", RUN, ids=_id)
 def test_our_commands_run(command: Command, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert command.ours
-    words = command.words(tmp_path)[3:]
+    words = command.arguments(tmp_path)
     overrides, folders = _overrides(words, written)
     overrides = _jobs(overrides)[0] if "-m" in words else overrides
     monkeypatch.syspath_prepend(str(written))
@@ -190,4 +206,5 @@ def test_our_commands_run(command: Command, written: Path, tmp_path: Path, monke
     config.trainer.accelerator = "cpu"
     config.trainer.enable_progress_bar = False
     fit(config)
+    wandb.finish()
     assert (tmp_path / "run" / "summary.json").is_file()

@@ -10,11 +10,15 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from safetensors.torch import load_file
+
+from selfdistill.config import UserError, check
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["selfdistill.runner"])
@@ -68,11 +72,18 @@ def start(
         environment: variables that are added.
         phases: a file of 32 bytes, in which stands what the run does at the moment.
     """
+    config = _composed(tuple(overrides)).copy()
+    config.run_dir = str(folder)
     process = SERVER.Process(
-        target=_train, args=(list(overrides), folder, kill, with_signal, full_from, dict(environment or {}), phases)
+        target=_train, args=(config, folder, kill, with_signal, full_from, dict(environment or {}), phases)
     )
     process.start()
     return process
+
+
+@cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    return check("train", [*overrides, "trainer.accelerator=cpu"]).config
 
 
 def said(folder: Path) -> str:
@@ -80,7 +91,7 @@ def said(folder: Path) -> str:
 
 
 def _train(
-    overrides: list[str],
+    config: DictConfig,
     folder: Path,
     kill: Kill | None,
     with_signal: int,
@@ -94,7 +105,6 @@ def _train(
     os.dup2(log, 1)
     os.dup2(log, 2)
     torch.set_num_threads(1)
-    from selfdistill.config import UserError, check
     from selfdistill.runner import fit
 
     if kill is not None:
@@ -104,9 +114,6 @@ def _train(
     if full_from is not None:
         _before(lambda: _io().AtomicCheckpointIO, "save_checkpoint")(Full(full_from))
     try:
-        config = check("train", overrides).config
-        config.run_dir = str(folder)
-        config.trainer.accelerator = "cpu"
         fit(config)
     except UserError as error:
         print(f"error: {error}", flush=True)
@@ -264,11 +271,14 @@ def _tell_phases(file: Path) -> None:
 
         setattr(owner, name, told)
 
-    def begin(*_: Any) -> None:
+    started = _history().on_train_start
+
+    def begin(*args: Any) -> None:
+        started(*args)
         stack[0] = "backward and between steps"
         show()
 
-    _history().on_train_epoch_start = begin
+    _history().on_train_start = begin
     tell(_module(), "training_step", "forward")
     tell(_module(), "on_before_optimizer_step", "optimizer step")
     tell(_update(), "on_train_batch_end", "teacher")

@@ -171,6 +171,18 @@ def test_which_one_is_used_and_said(tmp_path: Path, capsys: pytest.CaptureFixtur
         find(str(tmp_path), run)
 
 
+def test_a_damaged_one_never_takes_the_place_of_the_whole_one(tmp_path: Path) -> None:
+    """Continued in place from the one before, and killed at the first save: it is still there."""
+    last = written(tmp_path, 1, 2)
+    last.write_bytes(last.read_bytes()[:100])
+    found = find("auto", tmp_path)
+    assert found is not None
+    carry_over(found, tmp_path)
+    assert {path.name for path in last.parent.iterdir()} == {"previous.ckpt", "damaged.ckpt"}
+    written(tmp_path, 3)
+    assert (step_of(last), step_of(last.with_name("previous.ckpt"))) == (3, 1)
+
+
 class Evil:
     def __init__(self, file: Path) -> None:
         self.file = file

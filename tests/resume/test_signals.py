@@ -41,7 +41,7 @@ def test_sigterm_saves_and_exits_with_143(tmp_path: Path, cluster: dict[str, str
     run = tmp_path / "run"
     code = train(COMMAND, run, ("forward", 3), with_signal=signal.SIGTERM, environment=cluster)
     assert code == 128 + signal.SIGTERM, said(run)
-    assert f"stopped by SIGTERM; the same command with ckpt_path={run}/checkpoints/last.ckpt" in said(run)
+    assert f"stopped by SIGTERM: the same command with ckpt_path={run}/checkpoints/last.ckpt continues it" in said(run)
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
     assert not (run / "hpc_ckpt_1.ckpt").exists()
     assert calls(tmp_path) == ""
@@ -51,7 +51,7 @@ def test_slurms_warning_saves_between_two_steps_and_requeues_the_job(tmp_path: P
     run = tmp_path / "run"
     code = train(COMMAND, run, ("forward", 3), with_signal=signal.SIGUSR1, environment=cluster)
     assert code == 128 + signal.SIGUSR1, said(run)
-    assert "stopped by SIGUSR1, job 4711 is requeued; " in said(run)
+    assert "stopped by SIGUSR1, job 4711 is requeued: " in said(run)
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
     # Lightning's own handler would have written this one in the middle of the step
     assert not list(run.glob("hpc_ckpt*"))
@@ -63,5 +63,5 @@ def test_a_requeue_that_fails_is_said(tmp_path: Path, cluster: dict[str, str]) -
     run, array = tmp_path / "run", {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3", "SCONTROL_FAILS": "1"}
     code = train(COMMAND, run, ("forward", 3), with_signal=signal.SIGUSR1, environment=cluster | array)
     assert code == 128 + signal.SIGUSR1, said(run)
-    assert "job 12_3 is not requeued (scontrol: exit code 1); " in said(run)
+    assert "job 12_3 is not requeued (scontrol: exit code 1): " in said(run)
     assert calls(tmp_path) == "requeue 12_3\n"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import statistics
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from selfdistill.report import write_report
 from selfdistill.report.comparison import comparison
 from selfdistill.report.effects import levels, main_effects
 from selfdistill.report.sweep import Job, Sweep, over_seeds, read_sweep, write_job
-from selfdistill.sweeps.matching import Found, find, identity, make_room, new_name, stored_identity
+from selfdistill.sweeps.matching import Found, find, identity, new_name, stored_identity
 from selfdistill.sweeps.plan import Plan, plan, quoted
 
 
@@ -52,6 +54,7 @@ def test_a_search_leaves_its_jobs_to_the_sweeper() -> None:
     found = planned("hparams_search=optuna", "method=dino_like,byol_like")
     assert found.jobs is None
     assert found.swept == ["teacher.momentum", "optimizer.lr", "method"]
+    assert planned("hparams_search=optuna", "teacher.momentum=0.9").swept == ["optimizer.lr"]
 
 
 def test_the_search_ranges_are_the_typical_ones() -> None:
@@ -63,6 +66,11 @@ def test_the_search_ranges_are_the_typical_ones() -> None:
         "optimizer.lr": "tag(log, interval(1.0e-4, 1.0e-3))",
     }
     assert check("train", ["hparams_search=optuna"]).plain["callbacks"]["collapse_monitor"]["action"] == "stop"
+
+
+def test_a_job_waits_for_no_torch() -> None:
+    code = "import sys, selfdistill.sweeps; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("path", ["plain", "with space", "it's", "a=b,c", "ü", "back\\slash", "end\\", "\\'"])
@@ -83,42 +91,14 @@ def test_identity_is_the_whole_configuration_but_its_place(tmp_path: Path) -> No
     assert stored_identity(tmp_path / "other") != wanted
     assert stored_identity(tmp_path / "half") != wanted
     assert stored_identity(tmp_path / "none") is None
-    found = find(tmp_path, wanted)
-    assert found is not None
-    assert (found.name, found.finished, found.checkpoint) == ("same", False, None)
-
-
-def leave(folder: Path, *, checkpoint: bool) -> None:
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.yaml").write_text(f"seed: 1\nrun_dir: {folder}\n")
-    if checkpoint:
-        (folder / "checkpoints" / "last.ckpt").write_text("")
-
-
-def test_what_an_interrupted_run_left_stands_aside_and_the_newest_part_is_continued(tmp_path: Path) -> None:
-    run = tmp_path / "000"
-    for number in (1, 2):
-        leave(run, checkpoint=True)
-        wanted = stored_identity(run) or ""
-        found = find(tmp_path, wanted)
-        assert found == Found("000", False, run / "checkpoints" / "last.ckpt")
-        assert make_room(tmp_path, found) == tmp_path / f"000.part{number}" / "checkpoints" / "last.ckpt"
-        assert not run.exists()
-    # nothing was saved since: what is there goes, the newest part is continued
-    leave(run, checkpoint=False)
-    found = find(tmp_path, wanted)
-    newest = tmp_path / "000.part2" / "checkpoints" / "last.ckpt"
-    assert found == Found("000", False, newest)
-    assert make_room(tmp_path, found) == newest
-    assert newest.is_file()
-    assert not run.exists()
-    # another job does not take the place
-    assert [new_name(tmp_path, 0), new_name(tmp_path, 0)] == ["001", "002"]
-    leave(run, checkpoint=True)
-    (run / "summary.json").write_text("{}")
-    found = find(tmp_path, wanted)
-    assert found is not None
-    assert found.finished
+    assert find(tmp_path, wanted) == Found("same", False)
+    # two of it, as after a sweep whose jobs ran twice: the one that came to its end
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole" / "config.yaml").write_text((tmp_path / "same" / "config.yaml").read_text())
+    (tmp_path / "whole" / "summary.json").write_text("{}")
+    assert find(tmp_path, wanted) == Found("whole", True)
+    assert find(tmp_path, "another") is None
+    assert [new_name(tmp_path, 0), new_name(tmp_path, 0)] == ["000", "001"]
 
 
 def test_main_effects_are_those_of_the_textbook() -> None:

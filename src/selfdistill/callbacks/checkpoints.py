@@ -86,3 +86,4 @@ class BestCheckpoint(ModelCheckpoint):
                 "last_model_path": "",
             }
         )
+        self.current_score = state_dict["current_score"]

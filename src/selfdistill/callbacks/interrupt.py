@@ -27,8 +27,7 @@ class TrainingInterrupted(Exception):
 
     def __init__(self, signal_number: int, checkpoint: Path | None, note: str = "") -> None:
         name = signal.Signals(signal_number).name
-        then = "nothing to continue" if checkpoint is None else f"the same command with ckpt_path={checkpoint}"
-        super().__init__(f"stopped by {name}{note}; {then}")
+        super().__init__(f"stopped by {name}{note}")
         self.signal_number = signal_number
         self.checkpoint = checkpoint
 

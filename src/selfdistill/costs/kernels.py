@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -38,14 +38,16 @@ class Kernels(TorchFunctionMode):
         self._copies: dict[int, Tensor] | None = {}
 
     def __enter__(self) -> Kernels:
+        self._patches = ExitStack()
         # torch knows no autocast on the meta device, and refuses to turn it off there
-        self._patch = patch.object(torch, "autocast", self._autocast)
-        self._patch.__enter__()
+        self._patches.enter_context(patch.object(torch, "autocast", self._autocast))
+        # the step is that of one process: others would wait for what is never sent
+        self._patches.enter_context(patch.object(torch.distributed, "is_initialized", lambda: False))
         return cast(Kernels, super().__enter__())
 
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
-        self._patch.__exit__(*raised)
+        self._patches.close()
 
     def _autocast(self, device_type: str, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
         if device_type != "meta":

@@ -8,9 +8,6 @@ from omegaconf import DictConfig
 
 from selfdistill.config import UserError, resolved
 from selfdistill.files import write_text
-from selfdistill.report.comparison import comparison
-from selfdistill.report.page import page
-from selfdistill.report.read import read_run
 from selfdistill.report.sweep import is_sweep, read_sweep
 
 __all__ = ["report", "write_report"]
@@ -22,6 +19,11 @@ def write_report(folder: Path) -> Path:
     Raises:
         UserError: ``folder`` holds no run, or cannot be written.
     """
+    # late: what reads the record of a sweep only waits for nothing that the pages need
+    from selfdistill.report.comparison import comparison
+    from selfdistill.report.page import page
+    from selfdistill.report.read import read_run
+
     of_sweep = is_sweep(folder)
     file = folder / ("comparison.html" if of_sweep else "report.html")
     text = comparison(read_sweep(folder)) if of_sweep else page(read_run(folder))

@@ -124,6 +124,10 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def said(value: float) -> str:
+    """A number in the room of a tick."""
+    if 0 < abs(value) < 1e-4 or (abs(value) < 1e-2 and len(f"{abs(value):.6g}") > 6):
+        digits, _, power = f"{value:.5e}".partition("e")
+        return f"{float(digits):g}e{int(power)}".replace("-", "−")
     return (f"{value:,.6g}" if abs(value) < 1e5 else f"{value / 1000:,.6g}k").replace("-", "−")
 
 

@@ -10,6 +10,7 @@ from selfdistill.report.overlay import STYLE as OVERLAY_STYLE
 from selfdistill.report.overlay import Curve, legend, overlay_chart, parallel_coordinates
 from selfdistill.report.style import STYLE
 from selfdistill.report.sweep import Job, Sweep, over_seeds, rounded, said_settings, said_std
+from selfdistill.report.tables import cells, section, table
 
 _CURVES = (
     ("Training loss", "loss", "train/loss"),
@@ -32,12 +33,12 @@ def comparison(sweep: Sweep) -> str:
         f"<h1>Sweep <small>{escape(sweep.name)}</small></h1>",
         _best(sweep),
         f"<p class=facts>{said}</p><p class=facts><code>{escape(sweep.command)}</code></p>",
-        _section("Over seeds", _seeds(sweep)),
-        _section("Runs", _runs(sweep)),
-        _section("What mattered", _effects(sweep)),
-        _section("Settings and figure", _coordinates(sweep, colours) if len(ranked) > 1 else "", groups),
-        _section("Curves", _curves(sweep, colours), groups),
-        _section("Not finished", _unfinished(sweep)),
+        section("Over seeds", _seeds(sweep)),
+        section("Runs", _runs(sweep)),
+        section("What mattered", _effects(sweep)),
+        section("Settings and figure", _coordinates(sweep, colours, groups) if len(ranked) > 1 else ""),
+        section("Curves", _curves(sweep, colours, groups)),
+        section("Not finished", _unfinished(sweep)),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -81,7 +82,7 @@ def _seeds(sweep: Sweep) -> str:
         for group in groups
     ]
     facts = "<p class=facts>validation k-NN, mean ± sample standard deviation over the seeds that finished</p>"
-    return _table([", ".join(keys), "mean ± std", "lowest", "highest", "seeds"], rows) + facts
+    return _tight([", ".join(keys), "mean ± std", "lowest", "highest", "seeds"], rows) + facts
 
 
 def _runs(sweep: Sweep) -> str:
@@ -98,7 +99,7 @@ def _runs(sweep: Sweep) -> str:
         for job in finished
     ]
     heads = ["run", *sweep.swept, "validation k-NN", "test k-NN", "raw pixels", "collapse", "seconds"]
-    return _table(heads, rows) if rows else ""
+    return _tight(heads, rows) if rows else ""
 
 
 def _figures(job: Job) -> tuple[str, str]:
@@ -126,7 +127,8 @@ def _effects(sweep: Sweep) -> str:
         "show on average with as many values and runs: a share near it says nothing. Where cells of the grid are "
         "missing, keys share their effects. Many numbers count as four ranges.</p>"
     )
-    return _cells(["key", "explained", "by chance", "best value: mean (runs)", "worst value"], rows) + facts
+    heads = ["key", "explained", "by chance", "best value: mean (runs)", "worst value"]
+    return f"<div class=tight>{cells(heads, rows)}</div>{facts}"
 
 
 def _groups(sweep: Sweep) -> tuple[dict[int, int], str]:
@@ -140,12 +142,12 @@ def _groups(sweep: Sweep) -> tuple[dict[int, int], str]:
     return colours, f"{legend(order)}<p class=facts>colour: {escape(key)}; thick: the best run</p>"
 
 
-def _coordinates(sweep: Sweep, colours: dict[int, int]) -> str:
+def _coordinates(sweep: Sweep, colours: dict[int, int], groups: str) -> str:
     ranked = sweep.ranked
-    return parallel_coordinates(sweep.swept, ranked, [colours[job.number] for job in ranked])
+    return parallel_coordinates(sweep.swept, ranked, [colours[job.number] for job in ranked]) + groups
 
 
-def _curves(sweep: Sweep, colours: dict[int, int]) -> str:
+def _curves(sweep: Sweep, colours: dict[int, int], groups: str) -> str:
     best = sweep.ranked[0].number if sweep.ranked else None
     drawn = ""
     for title, unit, name in _CURVES:
@@ -156,29 +158,14 @@ def _curves(sweep: Sweep, colours: dict[int, int]) -> str:
         ]
         if curves:
             drawn += overlay_chart(title, unit, curves)
-    return f"<div class=charts>{drawn}</div>" if drawn else ""
+    return f"<div class=charts>{drawn}</div>{groups}" if drawn else ""
 
 
 def _unfinished(sweep: Sweep) -> str:
     rows = [[job.label, job.status, job.line] for job in sweep.jobs if job.status != "finished"]
-    return _table(["job", "status", "why"], rows, "loose") if rows else ""
+    return f"<div class=loose>{table(['job', 'status', 'why'], rows)}</div>" if rows else ""
 
 
-def _section(title: str, content: str, below: str = "") -> str:
-    return f"<section><h2>{title}</h2>{content}{below}</section>" if content else ""
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "tight") -> str:
-    return _cells(heads, [[escape(cell) for cell in row] for row in rows], kind)
-
-
-def _cells(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "tight") -> str:
-    """A table of cells that are HTML; the first of each row is its head; ``tight`` ones do not break lines."""
-    top = "".join(f"<th scope=col>{escape(head)}</th>" for head in heads)
-    lines = "".join(
-        f"<tr><th scope=row>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>" for row in rows
-    )
-    return (
-        f"<div class=scroll tabindex=0><table class={kind}>"
-        f"<thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>"
-    )
+def _tight(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose cells do not break lines; it scrolls where it is too wide."""
+    return f"<div class=tight>{table(heads, rows)}</div>"

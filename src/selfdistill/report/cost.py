@@ -1,4 +1,4 @@
-"""What the run took, beside what the two formulas say."""
+"""What a step takes by the two formulas, counted part by part, and what was measured."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from selfdistill.config import flatten
-from selfdistill.report.tables import table
+from selfdistill.report.tables import cells, table
 
 _FORMULAS = (
     "<p class=formula>memory = 2·M<sub>model</sub> + M<sub>optimizer</sub> <span class=look>student and teacher, and "
@@ -14,18 +14,51 @@ _FORMULAS = (
     "<p class=formula>time of a step = 2·T<sub>forward</sub> + T<sub>backward</sub> <span class=look>both networks "
     "look, only the student learns</span></p>"
 )
+# Of what a run stores: where it stands, and what it is called; a strong row sums up those above it.
+_MEMORY = (
+    ("bytes.student", "student"),
+    ("bytes.beside", "trained beside it"),
+    ("bytes.teacher", "teacher"),
+    ("bytes.state", "center, queue"),
+    ("bytes.optimizer", "optimizer"),
+    ("bytes.model_total", "<b>= 2·M<sub>model</sub> + M<sub>optimizer</sub></b>"),
+    ("bytes.gradients", "gradients"),
+    ("bytes.views", "crops"),
+    ("bytes.activations", "activations"),
+    ("bytes.peak", "<b>peak of a step, predicted</b>"),
+)
+_WORK = (
+    ("flops.teacher", "teacher, forward"),
+    ("flops.student", "student, forward"),
+    ("flops.loss", "loss"),
+    ("flops.backward", "backward"),
+    ("flops.step", "<b>a step, counted</b>"),
+    ("flops.formula", "<b>2·T<sub>forward</sub> + T<sub>backward</sub></b>"),
+)
 
 
 def cost(summary: Mapping[str, Any]) -> str:
-    """Predicted and measured cost where the run stored them under ``cost``, and its time; empty without any."""
-    stored = summary.get("cost")
-    shown = _stored(stored) if isinstance(stored, Mapping) else ""
-    rows = _rows(summary)
-    spent = table([], rows, numbers=True) if rows else ""
-    return f"{_FORMULAS}{shown}{spent}" if shown or spent else ""
+    """The formulas beside what the run counted and measured under ``cost``, and its time; empty without any."""
+    stored = summary.get("cost") or {}
+    predicted, measured = (dict(flatten(stored.get(part) or {})) for part in ("predicted", "measured"))
+    memory = [[name, f"{predicted[key] / 2**20:,.2f} MiB"] for key, name in _MEMORY if predicted.get(key)]
+    if measured.get("peak_bytes"):
+        whole = ", the process's own needs included" if measured.get("peak_of") == "process" else ""
+        memory.append([f"<b>peak of a step, measured</b>{whole}", f"{measured['peak_bytes'] / 2**20:,.2f} MiB"])
+    work = [[name, f"{predicted[key] / 1e9:,.3f} GFLOP"] for key, name in _WORK if predicted.get(key)]
+    if seconds := measured.get("step_seconds"):
+        work.append(["<b>a step, measured</b> (median)", f"{1000 * seconds:,.1f} ms"])
+        if predicted.get("flops.step"):
+            work.append(["that is", f"{predicted['flops.step'] / seconds / 1e9:,.1f} GFLOP/s"])
+    parts = [cells([], rows, numbers=True) for rows in (memory, work) if rows]
+    spent = _spent(summary)
+    if spent:
+        parts.append(table([], spent, numbers=True))
+    return f"{_FORMULAS}<div class=beside>{''.join(parts)}</div>" if parts else ""
 
 
-def _rows(summary: Mapping[str, Any]) -> list[list[str]]:
+def _spent(summary: Mapping[str, Any]) -> list[list[str]]:
+    """What the whole run took."""
     seconds, steps = summary.get("seconds", {}).get("train"), summary.get("optimizer_steps")
     rows = []
     if seconds is not None:
@@ -40,41 +73,3 @@ def _rows(summary: Mapping[str, Any]) -> list[list[str]]:
     if summary.get("unreadable_images"):
         rows.append(["unreadable images, skipped", f"{summary['unreadable_images']:,}"])
     return rows
-
-
-def _stored(stored: Mapping[str, Any]) -> str:
-    """What is in both parts side by side, then whatever else there is."""
-    predicted, measured = (dict(flatten(stored.get(name) or {})) for name in ("predicted", "measured"))
-    names = list(dict.fromkeys([*predicted, *measured]))
-    rows = [
-        [_name(n), _said(n, predicted.get(n)), _said(n, measured.get(n)), _ratio(predicted, measured, n)] for n in names
-    ]
-    shown = table(["", "predicted", "measured", "ratio"], rows, numbers=True) if rows else ""
-    rest = {key: value for key, value in stored.items() if key not in ("predicted", "measured")}
-    others = [[_name(name), _said(name, value)] for name, value in flatten(rest)]
-    return shown + (table([], others, numbers=True) if others else "")
-
-
-def _ratio(predicted: Mapping[str, Any], measured: Mapping[str, Any], name: str) -> str:
-    expected, got = predicted.get(name), measured.get(name)
-    if isinstance(expected, int | float) and isinstance(got, int | float) and expected:
-        return f"{got / expected:.2f}"
-    return "–"
-
-
-def _name(key: str) -> str:
-    for ending in ("_bytes", "_seconds"):
-        key = key.removesuffix(ending)
-    return key.replace("_", " ").replace(".", ", ")
-
-
-def _said(key: str, value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    if key.endswith("_bytes"):
-        return f"{value / 2**20:,.2f} MiB"
-    if key.endswith("_seconds"):
-        return f"{1000 * value:,.2f} ms"
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"

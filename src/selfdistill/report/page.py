@@ -13,6 +13,8 @@ from selfdistill.report.style import STYLE
 from selfdistill.report.tables import section
 from selfdistill.report.verdict import figures, verdict
 
+_POSTS = "Orange posts: an alarm of the collapse monitor, at the step where it fell."
+
 
 def page(run: Run) -> str:
     """The whole HTML document; it fetches nothing."""
@@ -24,9 +26,7 @@ def page(run: Run) -> str:
         _facts(run),
         section("Figures", figures(run), "The trained row has to beat the other two, which cost nothing."),
         section("Curves", curves(run)),
-        section(
-            "Geometry", geometry(run), "Orange posts: an alarm of the collapse monitor, at the step where it fell."
-        ),
+        section("Geometry", geometry(run), _POSTS if run.alarms else ""),
         section("Teacher", teacher(run)),
         section("Views and masks", views(shown)),
         section("Nearest neighbours", neighbours(shown)),

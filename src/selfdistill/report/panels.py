@@ -50,7 +50,7 @@ def neighbours(pictures: Pictures) -> str:
             right = "" if label == labels[0] else "wrong"
             spoken = f"neighbour {column}, class {label}, cosine {cosine:.3f}"
             tiles.append(_tile(panel, "neighbours", row, column, spoken, f"{label} · {cosine:.2f}", right))
-        rows.append(_row(tiles, "six"))
+        rows.append(_row(tiles))
     typical = panel["typical"]
     sure = (
         f"<h3>The surest mistakes, of the {panel['mistaken']:.1%} whose nearest is of another class</h3>"
@@ -133,8 +133,9 @@ def _tile(panel: Mapping[str, Any], name: str, row: int, column: int, spoken: st
     )
 
 
-def _row(tiles: Sequence[str], kind: str = "") -> str:
-    return f'<div class="tiles {kind}">{"".join(tiles)}</div>'
+def _row(tiles: Sequence[str]) -> str:
+    # six still fit beside each other on a phone
+    return f'<div class="tiles{" six" if len(tiles) <= 6 else ""}">{"".join(tiles)}</div>'
 
 
 def _said(title: str) -> str:

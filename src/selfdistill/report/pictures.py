@@ -38,15 +38,13 @@ def make_views(datamodule: DataModule, folder: Path) -> None:
     _add(folder, {"views": save_sheet(_pictures(folder), "views", tiles) | {"titles": titles}})
 
 
-def make_pictures(module: SelfDistillModule[Any, Any], datamodule: DataModule, folder: Path | None) -> None:
+def make_pictures(module: SelfDistillModule[Any, Any], datamodule: DataModule, folder: Path) -> None:
     """Store views, neighbours, embedding map and attention of a trained module in the run's ``folder``.
 
-    Every process has to call it: a sharded network computes in all of them.
-
     Args:
-        module: on the device where it computes.
+        module: not sharded, on the device where it computes.
         datamodule: its data.
-        folder: of the run; None writes nothing.
+        folder: of the run.
     """
     left_out: dict[str, str] = {}
     with evaluating(module):
@@ -61,8 +59,6 @@ def make_pictures(module: SelfDistillModule[Any, Any], datamodule: DataModule, f
         attended = attention_maps(module.evaluated_tower.backbone, ((images - mean) / std).to(module.device))
     if attended is None:
         left_out["attention"] = "the backbone has no attention that can be read"
-    if folder is None:
-        return
     make_views(datamodule, folder)
     found: dict[str, Any] = {"left_out": left_out}
     if compared is not None:

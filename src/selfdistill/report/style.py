@@ -38,13 +38,14 @@ svg .axis { text-anchor: middle; }
 .look { margin: .25rem 0 .75rem; max-width: 46rem; color: var(--soft); font-size: .85rem; line-height: 1.4; }
 figure .look { margin: .15rem 0 0; }
 .formula { margin: .25rem 0; }
-.formula + .scroll { margin-top: .5rem; }
-.scroll + .scroll { margin-top: 1rem; }
+.beside { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; }
+.beside .scroll { max-width: 100%; }
+.beside th { white-space: normal; }
 sub { font-size: .7em; line-height: 0; }
 h3 { margin: 1rem 0 .35rem; font-size: .9rem; }
 .sheet { position: absolute; }
 .rows { display: flex; flex-wrap: wrap; gap: 12px 28px; }
-.tiles { display: flex; flex-wrap: wrap; gap: 8px; }
+.tiles { max-width: 100%; display: flex; flex-wrap: wrap; gap: 8px; }
 .pairs .tiles { margin-bottom: 8px; }
 .tile { width: 64px; }
 .tile svg { border-radius: 3px; image-rendering: pixelated; outline: 1px solid var(--rule); }
@@ -55,7 +56,9 @@ h3 { margin: 1rem 0 .35rem; font-size: .9rem; }
 .tile.wrong figcaption { color: var(--bad); }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 4px 24px; }
 .six { flex-wrap: nowrap; gap: 6px; }
-.six .tile { flex: 0 1 54px; min-width: 0; }
+.six .tile { flex: 0 1 64px; min-width: 0; }
+.pairs .tile { flex-basis: 54px; }
+.rows .six { flex: 0 1 auto; }
 .points path { fill: none; stroke-width: 5; stroke-linecap: round; opacity: .75; }
 .names text { font-weight: 700; font-size: 14px; text-anchor: middle; stroke: var(--paper); stroke-width: 4;
   paint-order: stroke; }

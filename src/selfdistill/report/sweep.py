@@ -26,7 +26,7 @@ class Job:
         line: why it did not finish.
         run: the name of its folder inside the sweep's.
         summary: of its run.
-        series: what it logged, by name; of an interrupted and continued run, all parts.
+        series: what it logged, by name.
     """
 
     number: int
@@ -153,11 +153,4 @@ def _job(folder: Path, kept: dict[str, Any]) -> Job:
     run = folder / job.run
     summary = run / "summary.json"
     found = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
-    aside = sorted(folder.glob(f"{job.run}.part*"), key=lambda part: int(part.name.rpartition(".part")[2]))
-    series: dict[str, Series] = {}
-    for part in (*aside, run):
-        for name, points in read_series(part / "metrics.csv").items():
-            # a part may have gone on beyond the checkpoint that the next one continues
-            before = [point for point in series.get(name, []) if point[0] < points[0][0]]
-            series[name] = before + points
-    return Job(**kept | {"summary": found, "series": series})
+    return Job(**kept | {"summary": found, "series": read_series(run / "metrics.csv")})

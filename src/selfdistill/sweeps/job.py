@@ -15,11 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from selfdistill.config import UserError, check
 from selfdistill.report.sweep import Job, Status, write_job
-from selfdistill.sweeps.matching import Found, find, identity, make_room, new_name
+from selfdistill.sweeps.matching import Found, find, identity, new_name
 from selfdistill.sweeps.plan import quoted, settings_of
 
 STOP = "stop"
@@ -38,13 +40,19 @@ def run_job(config: DictConfig) -> float | None:
     hydra = HydraConfig.get()
     folder = Path(hydra.sweep.dir)
     about = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-    if "sweep_job" in config:
+    if about["jobs"] is None:
+        number, overrides = int(hydra.job.num), _proposed(about, list(hydra.overrides.task))
+        wanted, refused = _identified(about, overrides)
+    else:
         number = int(config.sweep_job)
         overrides, wanted = about["jobs"][number]["overrides"], about["jobs"][number]["identity"]
-    else:
-        number, overrides = int(hydra.job.num), list(hydra.overrides.task)
-        wanted = identity(config)
+        refused = ""
     job = Job(number, settings_of(overrides, about["swept"]), "waiting")
+    if refused:
+        job = replace(job, status="refused", line=refused)
+        write_job(folder, job)
+        _say(about, job, f"refused: {refused}")
+        return None
     found = find(folder, wanted)
     if found is not None:
         job = replace(job, run=found.name)
@@ -72,17 +80,37 @@ def run_job(config: DictConfig) -> float | None:
     return objective
 
 
+def _proposed(about: dict[str, Any], overrides: list[str]) -> list[str]:
+    """The job's overrides from those that a search gave to Hydra, under neutral names."""
+    given = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
+    return [*about["fixed"], *(f"{key}={given[name]}" for name, key in about["search"].items())]
+
+
+def _identified(about: dict[str, Any], overrides: list[str]) -> tuple[str, str]:
+    """The job's identity, or why it is refused."""
+    config = about["config"]
+    # composing would clear the state of the Hydra around
+    around = GlobalHydra.instance().hydra
+    try:
+        checked = check(config["name"], overrides, search_path=config["search_path"], conf=Path(config["conf"]))
+        return identity(checked.config), ""
+    except UserError as error:
+        return "", " ".join(str(error).split())
+    finally:
+        GlobalHydra.instance().hydra = around
+
+
 def _run(folder: Path, about: dict[str, Any], job: Job, found: Found | None, overrides: list[str], cwd: str) -> Job:
     name = new_name(folder, job.number) if found is None else found.name
     job = replace(job, run=name)
     with _alone(folder / "locks" / name) as lock:
         if lock is None:
             return replace(job, status="interrupted", line="another process runs it")
-        checkpoint = None if found is None else make_room(folder, found)
         command = [*about["program"], *about["flags"], *overrides, quoted("hydra.run.dir", folder / name)]
-        if checkpoint is not None:
-            command.append(quoted("ckpt_path", checkpoint))
-        _say(about, job, "started" if checkpoint is None else f"goes on from {checkpoint.relative_to(folder)}")
+        if found is not None or not any(text.startswith("ckpt_path=") for text in overrides):
+            # begins the run, or goes on in its folder
+            command.append("ckpt_path=auto")
+        _say(about, job, "started" if found is None else f"goes on in {name}")
         log = folder / "jobs" / f"{job.number:03d}.log"
         code = _child(command, folder, log, lock, cwd, {"WANDB_RUN_GROUP": folder.name, "WANDB_NAME": job.label})
     return _outcome(folder, job, code, log)

@@ -13,11 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from selfdistill.config import CONF, UserError, check
+from selfdistill.config import CONF, Checked, UserError, check
 
 _LAUNCHING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
 # Groups that may choose a sweeper or a launcher; values of the command line may need a method that is swept.
@@ -32,21 +31,34 @@ class Plan:
     Attributes:
         folder: where it goes.
         swept: the keys that vary, in the order of the command.
-        overrides: of the command.
-        jobs: the overrides of each job; None where another sweeper (Optuna) finds them as it goes.
+        jobs: the overrides of each job; None where a search finds them as it goes.
+        fixed: of a search: the overrides that all jobs have.
+        search: of a search: the values to choose from by key, as in the command.
         choosers: the overrides of the command that say how it is launched.
         flags: options of the command that each job has too.
         config_name: of the configuration.
+        search_path: more folders of configurations.
+        conf: where the configuration lies.
     """
 
     folder: Path
     swept: list[str]
-    overrides: list[str]
     jobs: list[list[str]] | None
+    fixed: list[str]
+    search: dict[str, str]
     choosers: list[str]
     flags: list[str]
     config_name: str
     search_path: list[str]
+    conf: Path
+
+    def check(self, overrides: list[str]) -> Checked:
+        """One job's configuration.
+
+        Raises:
+            UserError: it cannot work.
+        """
+        return check(self.config_name, overrides, search_path=self.search_path, conf=self.conf)
 
 
 def plan(arguments: Namespace, config_name: str) -> Plan:
@@ -61,32 +73,48 @@ def plan(arguments: Namespace, config_name: str) -> Plan:
     """
     name = arguments.config_name or config_name
     search_path = [f"file://{Path(arguments.config_dir).resolve()}"] if arguments.config_dir else []
+    # Hydra's rule: from the folder of the program
+    conf = Path(sys.argv[0]).parent / arguments.config_path if arguments.config_path else CONF
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
             parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
             given = parser.parse_overrides(arguments.overrides)
-            choosers = [o.input_line for o in given if o.is_hydra_override() or _key(o) in _CHOOSERS]
+            choosers = [o.input_line for o in given if o.is_hydra_override() or o.key_or_group in _CHOOSERS]
             settings = _launching(choosers, search_path)
-            grid = settings.sweeper._target_.endswith(".BasicSweeper") and not arguments.config_path
             params = parser.parse_overrides([f"{k}={v}" for k, v in (settings.sweeper.get("params") or {}).items()])
-            varied = [o for o in (*params, *given) if o.is_sweep_override()]
+            # the command's value of a key stands for the one of the configuration
+            mine = {o.key_or_group: o for o in (*params, *given) if not o.input_line.startswith(_LAUNCHING)}
+            varied = {key: o for key, o in mine.items() if o.is_sweep_override()}
             jobs = None
-            if grid:
-                mine = [*params, *(o for o in given if not o.input_line.startswith(_LAUNCHING))]
-                jobs = BasicSweeper.split_arguments(mine, None)[0]
+            if settings.sweeper._target_.endswith(".BasicSweeper"):
+                jobs = BasicSweeper.split_arguments(list(mine.values()), None)[0]
     except HydraException as error:
         # the same mistake in a single job has a clear line
         single = [text for text in arguments.overrides if "," not in text and "(" not in text]
-        check(name, single, search_path=search_path)
+        check(name, single, search_path=search_path, conf=conf)
         raise UserError(" ".join(str(error).split())) from None
-    swept = list(dict.fromkeys(_key(override) for override in varied))
     folder = Path(settings.sweep.dir)
     if not any(o.key_or_group == "hydra.sweep.dir" for o in given):
-        folder /= _name(swept, [name, *arguments.overrides])
+        folder /= _name(list(varied), [name, *arguments.overrides])
     options = {"--config-path": "config_path", "--config-name": "config_name", "--config-dir": "config_dir"}
-    flags = [text for flag, key in options.items() if (v := getattr(arguments, key)) for text in (flag, v)]
-    return Plan(folder.resolve(), swept, arguments.overrides, jobs, choosers, flags, name, search_path)
+    return Plan(
+        folder=folder.resolve(),
+        swept=list(varied),
+        jobs=jobs,
+        fixed=[o.input_line for key, o in mine.items() if key not in varied],
+        search={o.get_key_element(): o.input_line.partition("=")[2] for o in varied.values()} if jobs is None else {},
+        choosers=choosers,
+        flags=[text for flag, key in options.items() if (v := getattr(arguments, key)) for text in (flag, v)],
+        config_name=name,
+        search_path=search_path,
+        conf=conf,
+    )
+
+
+def neutral(key: str) -> str:
+    """What Hydra's sweeper calls ``key``: a name that composes with every configuration."""
+    return "sweep_" + re.sub(r"\W", "_", key.lstrip("+"))
 
 
 def program() -> list[str]:
@@ -129,7 +157,3 @@ def _name(swept: list[str], command: list[str]) -> str:
     kept = sorted(text for text in command if not text.startswith(("hydra/launcher", "hydra.launcher")))
     keys = "-".join(key.rpartition(".")[2] for key in swept[:4]) or "single"
     return f"{keys}-{hashlib.sha256(repr(kept).encode()).hexdigest()[:8]}"
-
-
-def _key(override: Override) -> str:
-    return override.key_or_group

@@ -15,13 +15,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from selfdistill.config import UserError, check
+from selfdistill.config import CONF, UserError
 from selfdistill.files import write_text
 from selfdistill.report import write_report
 from selfdistill.report.sweep import Job, Sweep, read_sweep, write_job
 from selfdistill.sweeps.job import STOP
 from selfdistill.sweeps.matching import identity
-from selfdistill.sweeps.plan import Plan, plan, program, quoted, settings_of
+from selfdistill.sweeps.plan import Plan, neutral, plan, program, quoted, settings_of
 from selfdistill.sweeps.table import terminal_table, write_csv
 
 
@@ -39,6 +39,8 @@ def sweep(main: Callable[[], Any], arguments: Namespace, config_name: str) -> in
     Raises:
         UserError: no job can run; nothing is left behind.
     """
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UserError(f"-m: given to {processes} processes, allowed is one; its jobs start their own, trainer=ddp")
     asked = plan(arguments, config_name)
     jobs, refused = _checked(asked)
     if jobs is not None and len(refused) == len(jobs):
@@ -75,23 +77,21 @@ def sweep(main: Callable[[], Any], arguments: Namespace, config_name: str) -> in
 def _checked(asked: Plan) -> tuple[list[dict[str, Any]] | None, dict[int, str]]:
     """The jobs with what identifies each, and why some are refused."""
     warnings: list[str] = []
-    found: list[dict[str, Any]] = []
-    if asked.jobs is None and "--config-path" not in asked.flags:
-        fixed = [text for text in asked.overrides if text.partition("=")[0].lstrip("+") not in asked.swept]
-        warnings = check(asked.config_name, fixed, search_path=asked.search_path).warnings
+    jobs: list[dict[str, Any]] = []
     refused: dict[int, str] = {}
+    if asked.jobs is None and not any((CONF / key).is_dir() for key in asked.swept):
+        warnings = asked.check(asked.fixed).warnings
     for number, overrides in enumerate(asked.jobs or []):
-        job: dict[str, Any] = {"overrides": overrides, "identity": None}
+        jobs.append({"overrides": overrides, "identity": None})
         try:
-            checked = check(asked.config_name, overrides, search_path=asked.search_path)
-            job["identity"] = identity(checked.config)
+            checked = asked.check(overrides)
+            jobs[-1]["identity"] = identity(checked.config)
             warnings += checked.warnings
         except UserError as error:
             refused[number] = " ".join(str(error).split())
-        found.append(job)
     for line in dict.fromkeys(warnings):
         print(f"warning: {line}", file=sys.stderr)
-    return None if asked.jobs is None else found, refused
+    return None if asked.jobs is None else jobs, refused
 
 
 def _all_refused(lines: list[str]) -> str:
@@ -102,8 +102,9 @@ def _all_refused(lines: list[str]) -> str:
 def _prepare(asked: Plan, jobs: list[dict[str, Any]] | None) -> None:
     folder = asked.folder
     try:
-        shutil.rmtree(folder / "jobs", ignore_errors=True)
-        (folder / "jobs").mkdir(parents=True)
+        (folder / "jobs").mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("jobs/[0-9]*.json"):
+            old.unlink()
         (folder / STOP).unlink(missing_ok=True)
         about = {
             "command": shlex.join([sys.executable.rpartition(os.sep)[2], *program()[1:], *sys.argv[1:]]),
@@ -112,6 +113,9 @@ def _prepare(asked: Plan, jobs: list[dict[str, Any]] | None) -> None:
             "flags": asked.flags,
             "pid": os.getpid(),
             "jobs": jobs,
+            "fixed": asked.fixed,
+            "search": {neutral(key): key for key in asked.search},
+            "config": {"name": asked.config_name, "search_path": asked.search_path, "conf": str(asked.conf.resolve())},
         }
         write_text(folder / "sweep.json", json.dumps(about, indent=2) + "\n")
     except OSError as error:
@@ -119,11 +123,13 @@ def _prepare(asked: Plan, jobs: list[dict[str, Any]] | None) -> None:
 
 
 def _for_hydra(asked: Plan, numbers: list[int]) -> list[str]:
-    """The arguments of Hydra's part. It sees the jobs by number: some compose only together with what is swept."""
-    place = [quoted("hydra.sweep.dir", asked.folder), "hydra.sweep.subdir=."]
-    if asked.jobs is None:
-        return [*asked.flags, *asked.overrides, *place]
-    return [*asked.flags, *asked.choosers, *place, f"+sweep_job={','.join(map(str, numbers))}"]
+    """The arguments of Hydra's part. It sees numbers of jobs, or of a search the keys under neutral names: what they
+    mean may compose only together, and a job that does not is refused by itself.
+    """
+    given = [*asked.flags, *asked.choosers, quoted("hydra.sweep.dir", asked.folder), "hydra.sweep.subdir=."]
+    if asked.jobs is not None:
+        return [*given, f"+sweep_job={','.join(map(str, numbers))}"]
+    return [*given, "hydra.sweeper.params=null", *(f"+{neutral(key)}={text}" for key, text in asked.search.items())]
 
 
 @contextmanager
@@ -148,5 +154,11 @@ def _stopped_by_signals(folder: Path) -> Iterator[list[int]]:
 
 
 def _sum_up(folder: Path, done: Sweep) -> None:
+    found = folder / "optimization_results.yaml"
+    if found.is_file():
+        text = found.read_text(encoding="utf-8")
+        for key in done.swept:
+            text = text.replace(f"+{neutral(key)}:", f"{key}:")
+        write_text(found, text)
     table = write_csv(done, folder / "results.csv")
     print(f"\n{terminal_table(done)}\n\ntable: {table}\npage: {write_report(folder)}", flush=True)

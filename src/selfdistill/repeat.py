@@ -1,0 +1,62 @@
+"""A run again from its folder: ``python -m src.train --config-path <run> -cn config``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from selfdistill.errors import UserError
+
+# What the stored configuration leaves to Hydra: a folder of its own, and the log in it.
+_HYDRA = (
+    "hydra.searchpath=[pkg://selfdistill.conf]",
+    "hydra/job_logging=selfdistill",
+    "hydra/hydra_logging=none",
+    "hydra.output_subdir=null",
+    "hydra.run.dir=outputs/repeated/${now:%Y-%m-%d_%H-%M-%S-%f}",
+)
+
+
+def stored_config(arguments: argparse.Namespace) -> Path | None:
+    """The run's folder that ``--config-path`` names; ``arguments`` and ``sys.argv`` then say how it is run again.
+
+    None where it names something else, which is Hydra's to judge.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not arguments.config_path or "://" in arguments.config_path:
+        return None
+    folder = Path(arguments.config_path).resolve()
+    if not folder.is_dir():
+        raise UserError(
+            f"--config-path: {arguments.config_path!r} given, no such folder; allowed is the folder of a run"
+        )
+    if not (folder / "config.yaml").is_file() or arguments.config_name not in (None, "config"):
+        return None
+    own = [text for text in _HYDRA if not any(o.startswith(text.partition("=")[0]) for o in arguments.overrides)]
+    arguments.config_name = "config"
+    arguments.overrides = ["run_dir=null", *own, *arguments.overrides]
+    flags = [f"--cfg={arguments.cfg}"] if arguments.cfg else []
+    flags += ["--resolve"] if arguments.resolve else []
+    flags += ["--multirun"] if arguments.multirun else []
+    sys.argv = [sys.argv[0], "--config-path", str(folder), "--config-name", "config", *flags, *arguments.overrides]
+    return folder
+
+
+def relocatable(plain: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """``plain`` with paths inside the run's ``folder`` as ``${run_dir}``: a repeated run has its own."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: moved(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [moved(item) for item in value]
+        if isinstance(value, str) and (value == folder or value.startswith(f"{folder}/")):
+            return "${run_dir}" + value[len(folder) :]
+        return value
+
+    return {key: value if key == "run_dir" else moved(value) for key, value in plain.items()}
