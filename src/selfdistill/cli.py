@@ -19,9 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from selfdistill.config import CONF, UserError, check, resolved
-from selfdistill.help import help_text
+from selfdistill.config.help import help_text
+from selfdistill.config.repeat import stored_config
 from selfdistill.processes import is_first, refuse_folders_apart
-from selfdistill.repeat import stored_config
 
 _HOMES = {
     "fit": "selfdistill.runner",
@@ -189,7 +189,7 @@ def job(task: str, config: DictConfig) -> Any:
 
 def _packed(config: DictConfig) -> None:
     from selfdistill.data.packing import pack
-    from selfdistill.runner import clear_errors
+    from selfdistill.failures import clear_errors
 
     settings = resolved(config)
     try:

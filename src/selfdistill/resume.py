@@ -16,10 +16,10 @@ from selfdistill.callbacks.history import KEY
 from selfdistill.checkpoint import read_checkpoint
 from selfdistill.checkpoint_io import LAST, PREVIOUS
 from selfdistill.config import UserError
+from selfdistill.config.ranges import flatten
 from selfdistill.files import whole_file
 from selfdistill.methods import SelfDistillModule
 from selfdistill.metrics_csv import NAME, continue_metrics
-from selfdistill.ranges import flatten
 
 AUTO = "auto"
 _FOLDER = "checkpoints"

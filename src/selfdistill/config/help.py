@@ -6,7 +6,7 @@ import re
 import textwrap
 from pathlib import Path
 
-_CONF = Path(__file__).parent / "conf"
+_CONF = Path(__file__).parents[1] / "conf"
 _WIDTH = 116
 
 # Groups in the order in which one thinks of them, and what each decides.

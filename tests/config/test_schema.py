@@ -12,9 +12,9 @@ import pytest
 from hydra.utils import get_object
 
 from selfdistill.config import CONF, UserError, check
-from selfdistill.kinds import Kinds, allows, described, kinds_of
-from selfdistill.signatures import signature
-from selfdistill.unread import BESIDE
+from selfdistill.config.kinds import Kinds, allows, described, kinds_of
+from selfdistill.config.signatures import signature
+from selfdistill.config.unread import BESIDE
 
 GROUPS = ("data", "backbone", "views", "divergence", "teacher", "objective", "optimizer", "callbacks", "protocol")
 # Arguments that code alone can give: a function, a module, another object of the run.

@@ -17,14 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from selfdistill.errors import UserError, nearest, shown
-from selfdistill.ranges import check_values, flatten, rule_of, untypical
-from selfdistill.schema import check_keys
-from selfdistill.unread import check_read
+from selfdistill.config.errors import UserError, nearest, shown
+from selfdistill.config.ranges import check_values, flatten, rule_of, untypical
+from selfdistill.config.schema import check_keys
+from selfdistill.config.unread import check_read
 
-__all__ = ["CONF", "Checked", "UserError", "check", "check_values", "flatten", "resolved"]
-
-CONF = Path(__file__).parent / "conf"
+CONF = Path(__file__).parents[1] / "conf"
 
 
 @dataclass
