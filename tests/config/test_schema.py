@@ -18,7 +18,7 @@ from selfdistill.config.unread import BESIDE
 
 GROUPS = ("data", "backbone", "views", "divergence", "teacher", "objective", "optimizer", "callbacks", "protocol")
 # Arguments that code alone can give: a function, a module, another object of the run.
-BY_CODE = {"bank", "embed", "step", "network", "recipe", "seed"}
+BY_CODE = {"bank", "embed", "step", "network", "recipe", "seed", "micro_batches"}
 
 
 def choice(group: str, name: str) -> tuple[str, list[str]]:

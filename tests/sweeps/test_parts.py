@@ -20,7 +20,7 @@ from selfdistill.report import write_report
 from selfdistill.report.comparison import comparison
 from selfdistill.report.effects import levels, main_effects
 from selfdistill.report.sweep import Job, Sweep, over_seeds, read_sweep, write_job
-from selfdistill.runner import _claim
+from selfdistill.run_folder import claim
 from selfdistill.sweeps.matching import Found, find, identity, new_name, stored_identity
 from selfdistill.sweeps.plan import Plan, plan, quoted
 
@@ -95,7 +95,7 @@ def test_identity_is_the_whole_configuration_but_its_place(tmp_path: Path) -> No
     assert find(tmp_path, wanted) == Found("same", False)
     # and as a run writes it
     config.run_dir = str(tmp_path / "run")
-    _claim(tmp_path / "run", config)
+    claim(tmp_path / "run", config)
     assert stored_identity(tmp_path / "run") == wanted
     # two of it, as after a sweep whose jobs ran twice: the one that came to its end
     (tmp_path / "whole").mkdir()

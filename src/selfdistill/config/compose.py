@@ -60,13 +60,18 @@ def check(config_name: str, overrides: Sequence[str], *, search_path: Sequence[s
 
 
 def _check_mappings(config: DictConfig, reference: Mapping[str, Any], keys: Sequence[str]) -> None:
-    """Refuse anything else in the place of a mapping, which other keys may look into."""
+    """Refuse anything else in the place of a mapping, which other keys may look into.
+
+    An argument of a constructor is left to the constructor's type: a number may stand where a schedule does.
+    """
     for key in keys:
         default: Any = reference
+        holder: Mapping[str, Any] = {}
         for name in key.split("."):
-            default = default.get(name) if isinstance(default, Mapping) else None
+            default, holder = (default.get(name), default) if isinstance(default, Mapping) else (None, {})
         value = OmegaConf.select(config, key)
-        if isinstance(default, Mapping) and default and not OmegaConf.is_dict(value):
+        argument = "_target_" in holder
+        if isinstance(default, Mapping) and default and not argument and not OmegaConf.is_dict(value):
             if key.partition(".")[0] in ("callbacks", "logger", "protocol", "objective") and value is None:
                 continue
             raise UserError(f"{key}: {shown(value)} given, allowed is a mapping of {', '.join(default)}")

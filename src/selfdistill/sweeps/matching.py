@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from selfdistill.repeat import relocatable
+from selfdistill.config.repeat import relocatable
 
 _PLACE = "<run>"
 
