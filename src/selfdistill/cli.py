@@ -73,7 +73,7 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
         if not own_errors:
             raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _end("error: no space left on the disk; free some, then ckpt_path=<run>/checkpoints/last.ckpt goes on", 1)
+            _end("error: no space left on the disk; free some; ckpt_path=<run> goes on where there is a checkpoint", 1)
         if error.filename is None:
             raise
         _end(f"error: hydra.run.dir: {error.filename} cannot be made ({error.strerror}); choose another folder", 2)

@@ -89,6 +89,8 @@ def find(given: str, own: Path) -> Continued | None:
         return None
     if not there and where.is_dir():
         raise UserError(f"ckpt_path: {given!r} given, a folder without {_FOLDER}/{LAST}; allowed is a run or a .ckpt")
+    if there and there[0] != names[0]:
+        _say(f"warning: {names[0]} is missing; continuing from the one before it, {there[0]}")
     damaged: list[UserError] = []
     for path in there or names[:1]:
         try:

@@ -76,11 +76,9 @@ def fit(config: DictConfig) -> float | None:
         remove_if_empty(folder)
         raise
     except KeyboardInterrupt:
-        last = folder / "checkpoints" / "last.ckpt"
-        if last.exists():
-            print(
-                f"\nstopped after training; the same command with ckpt_path={last} gives the figures", file=sys.stderr
-            )
+        if (folder / "checkpoints" / LAST).exists():
+            again = "" if config.ckpt_path == AUTO else f" with ckpt_path={folder}"
+            print(f"\nstopped outside the training; the same command{again} goes on", file=sys.stderr)
             sys.exit(130)
         remove_if_empty(folder)
         raise
@@ -143,6 +141,8 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
 
     written = trainer.strategy.checkpoint_io
     unsaved = written.failed.get(folder / "checkpoints" / LAST) if isinstance(written, AtomicCheckpointIO) else None
+    # known to the process that writes; the others must not wait for it
+    unsaved = trainer.strategy.broadcast(unsaved)
     figures: dict[str, Figures] = {}
     if datamodule.labelled:
         module.to(trainer.strategy.root_device)  # Lightning has moved it to the CPU

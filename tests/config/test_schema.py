@@ -92,7 +92,7 @@ def test_annotations(source: str, good: list[Any], bad: list[Any], words: str, t
     sys.path.insert(0, str(tmp_path))
     try:
         signature.cache_clear()
-        from selfdistill import signatures
+        from selfdistill.config import signatures
 
         signatures._source.cache_clear()
         read = signature("kinds_under_test.made")
