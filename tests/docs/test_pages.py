@@ -14,10 +14,10 @@ from xml.etree import ElementTree
 import hook
 import pytest
 import yaml
-from conftest import ROOT, pages
 from generate import MARK, expand, links, picture, results, settings
 from generate.docstrings import arguments, plain
 from generate.overview import front_matter
+from read_pages import ROOT, pages
 
 from selfdistill.config import CONF, check, flatten
 

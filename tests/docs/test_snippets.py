@@ -21,8 +21,8 @@ import lightning as L
 import pytest
 import torch
 import wandb
-from conftest import ROOT, Block, blocks
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from read_pages import ROOT, Block, blocks
 
 from selfdistill.config import UserError, check
 from selfdistill.preview import preview
