@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev train test test-all lint format types docs bench bench-quick clean
+.PHONY: help install install-dev train test test-all test-lowest lint format types docs bench bench-quick clean
 
 help:  ## Print the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,17 @@ test-all: $(VENV)/.installed-dev lint types  ## Every test
 
 docs: $(VENV)/.installed-dev  ## The site, strictly, into site/ (opens from the disk; with a search: .venv/bin/mkdocs serve)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+# The oldest versions that pyproject.toml allows, in an environment of their own.
+LOWEST := .venv-lowest
+$(LOWEST)/.installed: pyproject.toml .ci/lowest.py
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python .ci/lowest.py > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/lowest.txt -e '.[dev]'
+	@touch $@
+
+test-lowest: $(LOWEST)/.installed  ## The quick tests with the oldest versions that are allowed
+	$(LOWEST)/bin/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 # lightly alone is installed; torch and the rest are those of .venv.
 PEERS := .venv-peers

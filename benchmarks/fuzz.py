@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from selfdistill.config import CONF, Checked, UserError, check, flatten
-from selfdistill.ranges import rule_of
+from selfdistill.config.ranges import rule_of
 
 GROUPS = (
     "method",

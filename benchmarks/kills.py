@@ -44,7 +44,6 @@ def main() -> None:
             done.append((method, *killed(method, quota, Path(folder), dice)))
         print(done[-1], file=sys.stderr, flush=True)
         write(done)
-        write(done)
 
 
 def write(done: Sequence[tuple[str, int, int, Counter[str]]]) -> None:

@@ -158,12 +158,14 @@ def ibot(batch: int = 8, prototypes: int = 8192, *, centre_all: bool) -> Pair:
     return Pair(lambda: mine(views), theirs, 1e-3)
 
 
-def moco(batch: int = 32) -> Pair:
+def moco(batch: int = 32, *, channels_last: bool = False) -> Pair:
     from lightly.loss import NTXentLoss
     from lightly.models.modules.heads import MoCoProjectionHead
 
     backbone = timm.create_model("resnet18", num_classes=0)
     module = MoCo(copy.deepcopy(backbone))
+    if channels_last:
+        module.to(memory_format=torch.channels_last)
     views = Views(crops(batch, 64, 64), (STUDENT, TEACHER))
     mine = ours(module, "sgd")
     head = MoCoProjectionHead(512, 2048, 128)
@@ -215,5 +217,6 @@ ROWS = [
     Row("the same, both centering masked patches (our `DINOv2` without KoLeo)", 1.4,
         lambda: ibot(centre_all=False), 7, True, False),
     Row("MoCo v2, ResNet-18 at 64 px, K = 65,536, B = 32", 1.1, moco, repeats=9, peaks=True),
+    Row("the same, `channels_last=true`", 1.1, lambda: moco(channels_last=True), repeats=9),
     Row("BYOL, ResNet-18 at 32 px, B = 32 (not the same value: batch norm sees both views)", 1.0, byol, repeats=9),
 ]  # fmt: skip

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, Compose
+from omegaconf import DictConfig
 
 from selfdistill.assembly import build_method
-from selfdistill.config import UserError
+from selfdistill.config import CONF, UserError
 from selfdistill.estimate import Planned, answer
 from selfdistill.runner import fit
 
-METHODS = sorted(path.stem for path in (ROOT / "conf" / "method").glob("*.yaml"))
+Compose = Callable[..., DictConfig]
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -18,7 +18,7 @@ from torch import nn
 
 from selfdistill.assembly import build_data, build_method
 from selfdistill.config import CONF, Checked, UserError, check
-from selfdistill.runner import clear_errors
+from selfdistill.failures import clear_errors
 from selfdistill.schedules import Clock
 from selfdistill.views import Views
 

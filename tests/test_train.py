@@ -234,6 +234,18 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(whole: tuple[Path, str]) -
     assert (whole[0] / "summary.json").read_bytes() == before
 
 
+def test_a_refused_run_leaves_alone_what_another_has_begun(tmp_path: Path) -> None:
+    """Of two runs at once into one folder the first goes on: its configuration, all that it has so far, stays."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("config.yaml", "provenance.json"):
+        (folder / name).write_text("of the first", encoding="utf-8")
+    done = run(*FAST, f"hydra.run.dir='{folder}'")
+    assert done.returncode == 2
+    assert "holds a run already" in done.stderr
+    assert {path.name for path in folder.iterdir()} >= {"config.yaml", "provenance.json"}
+
+
 def test_untypical_values_warn_and_run(tmp_path: Path) -> None:
     done = run("debug=fast", "teacher.momentum=0.5", "trainer.accelerator=cpu", f"hydra.run.dir='{tmp_path}/run'")
     assert done.returncode == 0, done.stderr

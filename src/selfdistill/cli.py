@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -18,9 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from selfdistill.config import CONF, UserError, check, resolved
-from selfdistill.help import help_text
+from selfdistill.config.help import help_text
+from selfdistill.config.repeat import stored_config
 from selfdistill.processes import is_first, refuse_folders_apart
-from selfdistill.repeat import stored_config
 
 _HOMES = {
     "fit": "selfdistill.runner",
@@ -69,7 +70,11 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
         # the reader (head, less) has seen enough; nothing may be written at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        if error.filename is None or not own_errors:
+        if not own_errors:
+            raise
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _end("error: no space left on the disk; free some; ckpt_path=<run> goes on where there is a checkpoint", 1)
+        if error.filename is None:
             raise
         _end(f"error: hydra.run.dir: {error.filename} cannot be made ({error.strerror}); choose another folder", 2)
     except KeyboardInterrupt:
@@ -181,7 +186,7 @@ def job(task: str, config: DictConfig) -> Any:
 
 def _packed(config: DictConfig) -> None:
     from selfdistill.data.packing import pack
-    from selfdistill.runner import clear_errors
+    from selfdistill.failures import clear_errors
 
     settings = resolved(config)
     try:

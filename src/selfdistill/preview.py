@@ -11,9 +11,9 @@ from torch import Tensor
 from selfdistill.assembly import build_data
 from selfdistill.config import UserError, resolved
 from selfdistill.data import DataModule
+from selfdistill.failures import clear_errors, quiet
 from selfdistill.files import whole_file
 from selfdistill.report.view_tiles import first_views
-from selfdistill.runner import clear_errors, quiet
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -16,10 +16,10 @@ from selfdistill.callbacks.history import KEY
 from selfdistill.checkpoint import read_checkpoint
 from selfdistill.checkpoint_io import LAST, PREVIOUS
 from selfdistill.config import UserError
+from selfdistill.config.ranges import flatten
 from selfdistill.files import whole_file
 from selfdistill.methods import SelfDistillModule
 from selfdistill.metrics_csv import NAME, continue_metrics
-from selfdistill.ranges import flatten
 
 AUTO = "auto"
 _FOLDER = "checkpoints"
@@ -89,6 +89,8 @@ def find(given: str, own: Path) -> Continued | None:
         return None
     if not there and where.is_dir():
         raise UserError(f"ckpt_path: {given!r} given, a folder without {_FOLDER}/{LAST}; allowed is a run or a .ckpt")
+    if there and there[0] != names[0]:
+        _say(f"warning: {names[0]} is missing; continuing from the one before it, {there[0]}")
     damaged: list[UserError] = []
     for path in there or names[:1]:
         try:

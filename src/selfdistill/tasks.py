@@ -25,9 +25,10 @@ from selfdistill.data.images import IMAGENET_MEAN, IMAGENET_STD, Images
 from selfdistill.distributed import rank
 from selfdistill.evaluation.protocols import Figure, Subject, table
 from selfdistill.export import FORMATS, Facts, export_backbone, run_facts, source_name
+from selfdistill.failures import clear_errors, quiet
 from selfdistill.files import whole_file, write_text
 from selfdistill.restore import Restored, restore, restore_published
-from selfdistill.runner import clear_errors, quiet, tell_unreadable
+from selfdistill.run_folder import tell_unreadable
 from selfdistill.views import Augment, CropSpec, ViewRecipe
 
 

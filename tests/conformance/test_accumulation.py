@@ -36,7 +36,10 @@ VARIANTS = [
     ("simsiam_like", "teacher=ema", "teacher.momentum=0.9"),
     ("mocov3_like", "teacher=none"),
 ]
-CASES = METHODS + OBJECTIVES + VARIANTS
+CASES: list[Any] = [
+    *METHODS,
+    *(pytest.param(case, marks=pytest.mark.slow, id=" ".join(case)) for case in OBJECTIVES + VARIANTS),
+]
 DOUBLE: dict[str, Any] = {"precision": "64-true"}
 IMAGES, MICRO, COUNT = 18, 4, 3
 """A step of COUNT·MICRO images and one of the 6 that remain."""
@@ -85,7 +88,7 @@ def assert_states_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> 
         torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-7, msg=lambda text, n=name: f"{n}: {text}")
 
 
-@pytest.mark.parametrize("case", CASES, ids=" ".join)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join(case))
 def test_micro_batches_are_one_large_batch(case: tuple[str, ...], compose: Any, tmp_path: Path) -> None:
     config = composed(compose, case)
     large, small = batches_of(config)

@@ -17,14 +17,20 @@ from selfdistill.networks import ModuleBackbone, build_backbone
 from selfdistill.views.micro_batches import micro_batches
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+QUICK = ("byol_like", "dinov2_like")
+COMPILED = ("byol_like", "co2_like", "data2vec_like", "dino_like")
+"""A convolutional network, a queue, masked patches, crops of two sizes."""
 
 
-def run(compose: Any, tmp_path: Path, method: str, *settings: str) -> tuple[Module, Steps]:
+def run(
+    compose: Any, tmp_path: Path, method: str, *settings: str, micro_batch_size: int | None = None
+) -> tuple[Module, Steps]:
     config = compose(f"method={method}", "debug=fast", "data.batch_size=16", *settings)
     batches = [part.views for part in micro_batches(batch_of(config), 8)]
     L.seed_everything(0, verbose=False)
     module = build_method(config)
     set_execution(config, module)
+    module.micro_batch_size = micro_batch_size
     torch.manual_seed(1)
     return module, trained(module, batches, tmp_path)
 
@@ -42,7 +48,9 @@ def assert_same(found: Steps, wanted: Steps, *, rtol: float) -> None:
             torch.testing.assert_close(found.states[0][name], wanted.states[0][name], rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_checkpointing_and_memory_format_change_nothing(method: str, compose: Any, tmp_path: Path) -> None:
     _, wanted = run(compose, tmp_path, method)
     _, recomputed = run(compose, tmp_path, method, "trainer.activation_checkpointing=true")
@@ -52,6 +60,14 @@ def test_checkpointing_and_memory_format_change_nothing(method: str, compose: An
     convolutions = [p for p in module.parameters() if p.ndim == 4 and p.shape[1] > 1]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in convolutions)
     assert_same(strided, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["swav_like", "dinov2_like"])
+def test_they_go_together_and_with_exact_accumulation(method: str, compose: Any, tmp_path: Path) -> None:
+    _, wanted = run(compose, tmp_path, method, micro_batch_size=3)
+    both = ("trainer.activation_checkpointing=true", "channels_last=true")
+    _, found = run(compose, tmp_path, method, *both, micro_batch_size=3)
+    assert_same(found, wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "small_vit", "test_resnet", "test_convnext", "test_vit"])
@@ -101,7 +117,7 @@ def test_settings_are_checked(given: str, says: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", COMPILED)
 def test_compilation_changes_nothing(method: str, compose: Any, tmp_path: Path) -> None:
     torch.compiler.reset()
     plain, wanted = run(compose, tmp_path, method)

@@ -19,7 +19,11 @@ from selfdistill.views.micro_batches import micro_batches
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 
-pytestmark = pytest.mark.parametrize("method", METHODS)
+QUICK = ("simsiam_like", "dino_like", "data2vec_like")
+
+pytestmark = pytest.mark.parametrize(
+    "method", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 
 
 def half() -> MixedPrecision:

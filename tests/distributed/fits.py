@@ -27,7 +27,7 @@ from selfdistill.sharded_strategy import ShardedStrategy
 from selfdistill.teacher import TeacherUpdate
 from selfdistill.views import Views
 
-SIZES = (12, 12, 8)
+SIZES = (16, 16, 8)
 """Images of the global batches of an epoch: the last one is smaller."""
 EPOCHS = 2
 COMMON = ("optimizer.warmup=1 steps", "optimizer.weight_decay=0.1")
@@ -103,7 +103,8 @@ def cut(views: Views, rows: slice) -> Views:
 
 def share(views: Views, part: int, parts: int) -> Views:
     """One of equal shares."""
-    size = views.batch_size // parts
+    size, rest = divmod(views.batch_size, parts)
+    assert rest == 0, f"{views.batch_size} images in {parts} shares"
     return cut(views, slice(part * size, (part + 1) * size))
 
 
@@ -143,8 +144,8 @@ class Record(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Optimizer) -> None:
         step = pl_module.clock.step
-        rates = [[group["lr"], group.get("weight_decay", 0.0)] for group in optimizer.param_groups]
-        self.values[f"rates {step}"] = torch.tensor(rates)
+        rates = {p: [g["lr"], g.get("weight_decay", 0.0)] for g in optimizer.param_groups for p in g["params"]}
+        self.values[f"rates {step}"] = torch.tensor([rates[p] for _, p in pl_module.trained_parameters()])
         for name, value in vars(pl_module).items():
             if isinstance(value, Schedule):
                 self.values[f"{name} {step}"] = torch.tensor(value(pl_module.clock))

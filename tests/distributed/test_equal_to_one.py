@@ -17,7 +17,7 @@ from torch import Tensor
 from selfdistill.methods import dinov2
 from selfdistill.regularizers import koleo
 
-QUICK = ("dino_like", "msn_like", "moco_like_accumulated", "swav_like_queue")
+QUICK = ("dino_like", "moco_like_accumulated", "swav_like_queue")
 
 
 def differences(name: str, ranks: list[dict[str, Tensor]], one: dict[str, Tensor]) -> list[str]:

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from generate import settings
+from read_pages import ROOT
 
 pytestmark = pytest.mark.slow
 

@@ -21,15 +21,15 @@ import lightning as L
 import pytest
 import torch
 import wandb
-from conftest import ROOT, Block, blocks
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from read_pages import ROOT, Block, blocks
 
 from selfdistill.config import UserError, check
 from selfdistill.preview import preview
 from selfdistill.runner import fit
 
 # <what the reader fills in>, or … in the place of a value
-_PLACEHOLDER = re.compile(r"<[^<>\n]+>|(?<==)…")
+_PLACEHOLDER = re.compile(r"[\w./-]*<[^<>\n]+>|(?<==)…")
 _OURS = re.compile(r"(?:(?:python|torchrun [^|]*?) -m src\.|selfdistill-)(\w+)")
 # Hydra's own flags, which print something instead of running
 _PRINTS = re.compile(r" --(?:info|shell-completion|config-path)\b")

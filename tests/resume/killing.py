@@ -271,11 +271,14 @@ def _tell_phases(file: Path) -> None:
 
         setattr(owner, name, told)
 
-    def begin(*_: Any) -> None:
+    started = _history().on_train_start
+
+    def begin(*args: Any) -> None:
+        started(*args)
         stack[0] = "backward and between steps"
         show()
 
-    _history().on_train_epoch_start = begin
+    _history().on_train_start = begin
     tell(_module(), "training_step", "forward")
     tell(_module(), "on_before_optimizer_step", "optimizer step")
     tell(_update(), "on_train_batch_end", "teacher")
@@ -284,7 +287,7 @@ def _tell_phases(file: Path) -> None:
     tell(_io().AtomicCheckpointIO, "save_checkpoint", "checkpoint")
     tell(_runner(), "backbone_figures", "figures")
     tell(_runner(), "export_backbone", "files at the end")
-    tell(_runner(), "write_report", "files at the end")
+    tell(_runner(), "last_report", "files at the end")
 
 
 PHASES: dict[str, Callable[[Countdown], None]] = {
@@ -328,7 +331,8 @@ def _state(stored: dict[str, Any]) -> dict[str, Any]:
 
 def _summary(run: Path) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    return {key: value for key, value in summary.items() if key not in ("seconds", "continued")}
+    told = {key: value for key, value in summary.items() if key not in ("seconds", "continued")}
+    return told | {"cost": summary["cost"]["predicted"]}
 
 
 def _rows(run: Path) -> list[dict[str, str]]:

@@ -20,6 +20,7 @@ from selfdistill.report import write_report
 from selfdistill.report.comparison import comparison
 from selfdistill.report.effects import levels, main_effects
 from selfdistill.report.sweep import Job, Sweep, over_seeds, read_sweep, write_job
+from selfdistill.run_folder import claim
 from selfdistill.sweeps.matching import Found, find, identity, new_name, stored_identity
 from selfdistill.sweeps.plan import Plan, plan, quoted
 
@@ -92,6 +93,10 @@ def test_identity_is_the_whole_configuration_but_its_place(tmp_path: Path) -> No
     assert stored_identity(tmp_path / "half") != wanted
     assert stored_identity(tmp_path / "none") is None
     assert find(tmp_path, wanted) == Found("same", False)
+    # and as a run writes it
+    config.run_dir = str(tmp_path / "run")
+    claim(tmp_path / "run", config)
+    assert stored_identity(tmp_path / "run") == wanted
     # two of it, as after a sweep whose jobs ran twice: the one that came to its end
     (tmp_path / "whole").mkdir()
     (tmp_path / "whole" / "config.yaml").write_text((tmp_path / "same" / "config.yaml").read_text())

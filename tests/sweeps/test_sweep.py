@@ -116,9 +116,6 @@ def test_refused_and_broken_jobs_end_no_sweep_and_finished_ones_are_found_again(
     assert command("seed=1,0", "method.prototypes=64", "method=dino_like") == 0
     assert command.calls() == ["1 auto"]
     assert [row["validation_knn"] for row in command.rows()] == ["0.61", "0.6"]
-    # another value anywhere is another job
-    assert command("seed=0", "method.prototypes=32", "method=dino_like") == 0
-    assert command.calls() == ["0 auto"]
 
 
 def test_an_interrupted_sweep_is_continued_by_the_same_command(command: Command) -> None:
@@ -129,6 +126,13 @@ def test_an_interrupted_sweep_is_continued_by_the_same_command(command: Command)
     assert [row["status"] for row in command.rows()] == ["finished", "interrupted", "waiting"]
     assert not (command.folder / "stop").exists()
 
+    # what another process still runs is left to it
+    with open(command.folder / "locks" / "001", "w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert command("seed=9") == 0
+    assert [job.line for job in read_sweep(command.folder).jobs] == ["another process runs it"]
+    assert command.calls() == []
+
     assert command("seed=0,9,1") == 0
     assert command.statuses() == ["finished"] * 3
     # in its own folder, where ckpt_path=auto finds its checkpoint
@@ -136,7 +140,7 @@ def test_an_interrupted_sweep_is_continued_by_the_same_command(command: Command)
     assert [row["run"] for row in command.rows()] == ["000", "001", "002"]
 
 
-def test_where_nothing_can_run_nothing_is_left(command: Command) -> None:
+def test_where_nothing_can_run_nothing_is_left(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="teacher.momentm: no such key; did you mean teacher.momentum") as error:
         command("seed=0,1", "teacher.momentm=0.9")
     assert "jobs are refused" not in str(error.value)
@@ -147,16 +151,11 @@ def test_where_nothing_can_run_nothing_is_left(command: Command) -> None:
     # refused later, where the objects are made
     with pytest.raises(UserError, match="backbone: it does not fit"):
         command("seed=7", "method=byol_like,simsiam_like")
+    # torchrun would start it in each of its processes
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="-m: given to 2 processes"):
+        command("seed=0,1")
     assert not command.folder.exists()
-
-
-def test_two_processes_do_not_run_the_same_job(command: Command) -> None:
-    assert command("seed=9") == 130
-    with open(command.folder / "locks" / "000", "w") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        assert command("seed=9") == 0
-    assert read_sweep(command.folder).jobs[0].line == "another process runs it"
-    assert command.calls() == ["9 auto"]
 
 
 def test_a_pattern_chooses_and_the_record_names_the_command(command: Command) -> None:
@@ -167,6 +166,7 @@ def test_a_pattern_chooses_and_the_record_names_the_command(command: Command) ->
     assert about["command"].endswith(f"-m 'method=glob(sims*)' 'hydra.sweep.dir='\"'\"'{command.folder}'\"'\"''")
 
 
+@pytest.mark.slow
 # optuna 2's, at import, of SQLAlchemy 2
 @pytest.mark.filterwarnings("ignore:.*declarative_base.*")
 def test_a_search_goes_on_past_refused_and_broken_trials(command: Command) -> None:

@@ -13,17 +13,19 @@ class Window:
     """
 
     def __init__(self) -> None:
-        self._images: list[int] = []
+        self._first = self._total = 0
 
     def weight(self, images: int) -> float:
         """That of the loss of a micro-batch of so many images, relative to the window's first."""
-        self._images.append(images)
-        return images / self._images[0]
+        self._first = self._first or images
+        self._total += images
+        return images / self._first
 
     def close(self, accumulated: int) -> float:
         """What the sum of the gradients, each divided by ``accumulated``, is to be multiplied by; starts anew."""
-        images, self._images = self._images, []
-        return accumulated * images[0] / sum(images) if images else 1.0
+        first, total = self._first, self._total
+        self._first = self._total = 0
+        return accumulated * first / total if total else 1.0
 
 
 class HeldStatistics:

@@ -6,10 +6,11 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+
+from selfdistill.config.repeat import relocatable
 
 _PLACE = "<run>"
 
@@ -62,18 +63,8 @@ def new_name(sweep: Path, number: int) -> str:
 
 def _digest(text: str) -> str:
     plain = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    if not isinstance(plain, dict):
-        raise ValueError("not a configuration")
-    place = plain.pop("run_dir", None)
-    plain.pop("ckpt_path", None)
-    return hashlib.sha256(json.dumps(_placeless(plain, place), sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _placeless(value: Any, place: str | None) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _placeless(item, place) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_placeless(item, place) for item in value]
-    if isinstance(value, str) and place and (value == place or value.startswith(f"{place}/")):
-        return _PLACE + value[len(place) :]
-    return value
+    if not isinstance(plain, dict) or not isinstance(plain.get("run_dir"), str):
+        raise ValueError("not the configuration of a run")
+    plain = relocatable(plain, plain["run_dir"])
+    kept = {key: value for key, value in plain.items() if key not in ("run_dir", "ckpt_path")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()

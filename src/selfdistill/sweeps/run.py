@@ -39,6 +39,8 @@ def sweep(main: Callable[[], Any], arguments: Namespace, config_name: str) -> in
     Raises:
         UserError: no job can run; nothing is left behind.
     """
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UserError(f"-m: given to {processes} processes, allowed is one; its jobs start their own, trainer=ddp")
     asked = plan(arguments, config_name)
     jobs, refused = _checked(asked)
     if jobs is not None and len(refused) == len(jobs):

@@ -138,3 +138,8 @@ def test_scale_holds_what_digits_need_and_method_the_papers_values() -> None:
     assert paper["optimizer"]["lr"] == 0.45
     assert paper["trainer"]["max_epochs"] == 100
     assert paper["method"]["paper"] == small["method"]["paper"]
+
+
+def test_a_number_stands_where_a_schedule_does() -> None:
+    plain = check("train", ["method=dino_like", "method.teacher_temperature=0.05"]).plain
+    assert plain["method"]["teacher_temperature"] == 0.05

@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from selfdistill.errors import UserError, shown
-from selfdistill.ranges import flatten
+from selfdistill.config.errors import UserError, shown
+from selfdistill.config.ranges import flatten
 
 HYDRA = {"_target_", "_partial_", "_convert_", "_recursive_"}
 # What stands beside a constructor's arguments and is read by the code that calls it, or by other groups.

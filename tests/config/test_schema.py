@@ -12,13 +12,13 @@ import pytest
 from hydra.utils import get_object
 
 from selfdistill.config import CONF, UserError, check
-from selfdistill.kinds import Kinds, allows, described, kinds_of
-from selfdistill.signatures import signature
-from selfdistill.unread import BESIDE
+from selfdistill.config.kinds import Kinds, allows, described, kinds_of
+from selfdistill.config.signatures import signature
+from selfdistill.config.unread import BESIDE
 
 GROUPS = ("data", "backbone", "views", "divergence", "teacher", "objective", "optimizer", "callbacks", "protocol")
 # Arguments that code alone can give: a function, a module, another object of the run.
-BY_CODE = {"bank", "embed", "step", "network", "recipe", "seed"}
+BY_CODE = {"bank", "embed", "step", "network", "recipe", "seed", "micro_batches"}
 
 
 def choice(group: str, name: str) -> tuple[str, list[str]]:
@@ -92,7 +92,7 @@ def test_annotations(source: str, good: list[Any], bad: list[Any], words: str, t
     sys.path.insert(0, str(tmp_path))
     try:
         signature.cache_clear()
-        from selfdistill import signatures
+        from selfdistill.config import signatures
 
         signatures._source.cache_clear()
         read = signature("kinds_under_test.made")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from selfdistill.errors import UserError, shown
+from selfdistill.config.errors import UserError, shown
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from selfdistill.errors import UserError, nearest, shown
-from selfdistill.ranges import check_values, flatten, rule_of, untypical
-from selfdistill.schema import check_keys
-from selfdistill.unread import check_read
+from selfdistill.config.errors import UserError, nearest, shown
+from selfdistill.config.ranges import check_values, flatten, rule_of, untypical
+from selfdistill.config.schema import check_keys
+from selfdistill.config.unread import check_read
 
-__all__ = ["CONF", "Checked", "UserError", "check", "check_values", "flatten", "resolved"]
-
-CONF = Path(__file__).parent / "conf"
+CONF = Path(__file__).parents[1] / "conf"
 
 
 @dataclass
@@ -62,13 +60,18 @@ def check(config_name: str, overrides: Sequence[str], *, search_path: Sequence[s
 
 
 def _check_mappings(config: DictConfig, reference: Mapping[str, Any], keys: Sequence[str]) -> None:
-    """Refuse anything else in the place of a mapping, which other keys may look into."""
+    """Refuse anything else in the place of a mapping, which other keys may look into.
+
+    An argument of a constructor is left to the constructor's type: a number may stand where a schedule does.
+    """
     for key in keys:
         default: Any = reference
+        holder: Mapping[str, Any] = {}
         for name in key.split("."):
-            default = default.get(name) if isinstance(default, Mapping) else None
+            default, holder = (default.get(name), default) if isinstance(default, Mapping) else (None, {})
         value = OmegaConf.select(config, key)
-        if isinstance(default, Mapping) and default and not OmegaConf.is_dict(value):
+        argument = "_target_" in holder
+        if isinstance(default, Mapping) and default and not argument and not OmegaConf.is_dict(value):
             if key.partition(".")[0] in ("callbacks", "logger", "protocol", "objective") and value is None:
                 continue
             raise UserError(f"{key}: {shown(value)} given, allowed is a mapping of {', '.join(default)}")
@@ -121,8 +124,9 @@ def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
         raise UserError(_missing(error)) from None
     except HydraException as error:
         raise UserError(_explain(config_name, overrides, error)) from None
-    # a group without a choice; a value that its key refuses; a file that is no YAML, or no mapping
-    except (ValueError, OSError, YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OSError) as error:
+        raise UserError(f"config: a file is not readable as key: value ({' '.join(str(error).split())})") from None
+    except (ValueError, OmegaConfBaseException) as error:  # a group without a choice; a value that its key refuses
         raise UserError(_refused(overrides, error)) from None
 
 

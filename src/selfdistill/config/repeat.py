@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from selfdistill.errors import UserError
+from selfdistill.config.errors import UserError
 
 # What the stored configuration leaves to Hydra: a folder of its own, and the log in it.
 _HYDRA = (

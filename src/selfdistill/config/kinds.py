@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from selfdistill.signatures import Parameter, Source, within
+from selfdistill.config.signatures import Parameter, Source, within
 
 
 @dataclass(frozen=True)

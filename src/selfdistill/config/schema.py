@@ -17,13 +17,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from selfdistill.errors import UserError, nearest, shown
-from selfdistill.kinds import Kind, Kinds, allows, described, kinds_of
-from selfdistill.ranges import flatten, rule_of
-from selfdistill.signatures import Signature, find, signature
-from selfdistill.unread import BESIDE, HYDRA, used
+from selfdistill.config.errors import UserError, nearest, shown
+from selfdistill.config.kinds import Kind, Kinds, allows, described, kinds_of
+from selfdistill.config.ranges import flatten, rule_of
+from selfdistill.config.signatures import Signature, find, signature
+from selfdistill.config.unread import BESIDE, HYDRA, used
 
-_CONF = Path(__file__).parent / "conf"
+_CONF = Path(__file__).parents[1] / "conf"
 # Arguments that other groups give: a value here would be overwritten.
 _GIVEN: dict[str, dict[str, str]] = {
     "method": {
@@ -74,6 +74,8 @@ class _Composed:
         self.known = known
 
     def unknown(self, path: str, beside: Collection[str]) -> UserError:
+        if path in ("experiment", "hparams_search", "debug"):
+            return UserError(f"{path}: the file has to begin with the line '# @package _global_', or nothing reads it")
         prefix = path.rpartition(".")[0]
         siblings = [f"{prefix}.{name}" if prefix else name for name in beside]
         near = nearest(path, siblings) or nearest(path, [p for p in self.known if p != path])

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from selfdistill.config import CONF, check
-from selfdistill.help import COMMANDS, GROUPS, help_text
+from selfdistill.config.help import COMMANDS, GROUPS, help_text
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BEHIND = {"scale", "hydra", "__pycache__"}  # chosen by data and method, or Hydra's own
 PLACES = {"<folder of images>": "tests", "<folder>": "tests", "<new folder>": "packed", "<run>": "tests"}
 

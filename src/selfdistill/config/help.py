@@ -6,7 +6,7 @@ import re
 import textwrap
 from pathlib import Path
 
-_CONF = Path(__file__).parent / "conf"
+_CONF = Path(__file__).parents[1] / "conf"
 _WIDTH = 116
 
 # Groups in the order in which one thinks of them, and what each decides.
@@ -29,7 +29,6 @@ GROUPS = {
     "debug": "fast: seconds, any setting; limit: a quarter of the data; overfit: one batch; profile: where time goes",
     "protocol": "how a trained network is measured; several in brackets: 'protocol=[knn,linear]'",
 }
-_BEHIND = "scale", "hydra"  # chosen by data and method, or Hydra's own
 COMMANDS = {
     "train": (
         ("python -m src.train", "BYOL on the embedded digits, about a minute"),

@@ -7,8 +7,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 
@@ -55,14 +53,3 @@ def blocks(language: str) -> list[Block]:
             run = "not run here" not in m["info"]
             found.append(Block(str(path.relative_to(ROOT)), line, m["language"], body, run, m["file"]))
     return [block for block in found if block.language == language]
-
-
-@pytest.fixture(scope="session")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the files that the pages tell a reader to write."""
-    folder = tmp_path_factory.mktemp("written")
-    for block in [*blocks("yaml"), *blocks("python")]:
-        if block.file:
-            (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / block.file).write_text(block.text, encoding="utf-8")
-    return folder
