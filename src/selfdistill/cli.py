@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from selfdistill.config import CONF, UserError, check, resolved
 from selfdistill.config.help import help_text
 from selfdistill.config.repeat import stored_config
-from selfdistill.processes import is_first, refuse_folders_apart
+from selfdistill.processes import is_first, refuse_folders_apart, speaks
 
 _HOMES = {
     "fit": "selfdistill.runner",
@@ -200,5 +200,6 @@ def _packed(config: DictConfig) -> None:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    print(line, file=sys.stderr)
+    if speaks():
+        print(line, file=sys.stderr)
     sys.exit(code)

@@ -93,12 +93,17 @@ def test_a_backbone_recomputes_its_activations(name: str) -> None:
         seen.clear()
         backbone(images)
         assert len(seen) == once
+    seen.clear()
+    backbone.checkpoint_activations(False)
+    backbone(images).pooled.square().sum().backward()
+    assert len(seen) == once
 
 
 def test_a_network_of_ones_own_cannot_recompute() -> None:
     own = ModuleBackbone(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), dim=3)
     with pytest.raises(ValueError, match=r"^trainer\.activation_checkpointing: true given, but ModuleBackbone cannot"):
         own.checkpoint_activations()
+    own.checkpoint_activations(False)
 
 
 @pytest.mark.parametrize(

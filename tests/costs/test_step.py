@@ -184,7 +184,7 @@ def test_attention_by_hand() -> None:
 def test_checkpointing_recomputes_and_keeps_less() -> None:
     def build() -> Module:
         module = vit()
-        module.student.backbone.model.set_grad_checkpointing()  # type: ignore[union-attr, operator]
+        module.student.backbone.checkpoint_activations()
         return module
 
     plain, other = predicted(vit, recipe(32)), predicted(build, recipe(32))
