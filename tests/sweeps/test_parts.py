@@ -157,6 +157,7 @@ def test_many_numbers_are_ranges_and_few_are_themselves() -> None:
     assert levels(["1", "2", "1"]) == ["1", "2", "1"]
     assert levels(["a", "b", "1", "2", "3", "4", "5", "6"]) == ["a", "b", "1", "2", "3", "4", "5", "6"]
     named = levels([str(value / 100) for value in range(8)])
+    assert len(set(levels([str(0.99 + value / 1e5) for value in range(8)]))) == 4
     assert list(dict.fromkeys(named)) == ["0 to 0.01", "0.02 to 0.03", "0.04 to 0.05", "0.06 to 0.07"]
 
 
