@@ -18,9 +18,10 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from selfdistill.config.errors import UserError, nearest, shown
+from selfdistill.config.quoting import searched
 from selfdistill.config.ranges import check_values, flatten, rule_of, untypical
 from selfdistill.config.schema import check_keys
-from selfdistill.config.unread import check_read
+from selfdistill.config.unread import BESIDE, check_read
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -42,7 +43,7 @@ def check(config_name: str, overrides: Sequence[str], *, search_path: Sequence[s
     """
     given = list(overrides)
     if search_path:
-        given.append(f"hydra.searchpath=[{','.join(search_path)}]")
+        given.append(searched(search_path))
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         config = _compose(config_name, given)
@@ -52,7 +53,8 @@ def check(config_name: str, overrides: Sequence[str], *, search_path: Sequence[s
         reference = _stated(config) if len(shipped) == len(given) else _reference(conf, config_name, shipped)
         _check_mappings(config, reference, values)
         plain = resolved(config)
-        check_keys(config, plain, reference, mandatory=_reference(conf, config_name, ()))
+        removed = {group for group, text in groups if text.startswith("~")}
+        check_keys(config, plain, reference, mandatory=_reference(conf, config_name, ()), removed=removed)
         check_values(plain)
         check_paths(plain)
         warnings = check_read(config, plain, values, {group: text.partition("=")[2] for group, text in groups})
@@ -72,7 +74,8 @@ def _check_mappings(config: DictConfig, reference: Mapping[str, Any], keys: Sequ
         for name in key.split("."):
             default, holder = (default.get(name), default) if isinstance(default, Mapping) else (None, {})
         value = OmegaConf.select(config, key)
-        argument = "_target_" in holder
+        group, _, name = key.rpartition(".")
+        argument = "_target_" in holder and name not in BESIDE.get(group, ())
         if isinstance(default, Mapping) and default and not argument and not OmegaConf.is_dict(value):
             if key.partition(".")[0] in ("callbacks", "logger", "protocol", "objective") and value is None:
                 continue
@@ -108,6 +111,9 @@ def check_paths(plain: Mapping[str, Any]) -> None:
         UserError: naming the key and the path.
     """
     paths = dict(flatten(plain))
+    for key in ("ckpt_path", "teacher.checkpoint", "data.root"):
+        if not isinstance(paths.get(key), str | None):
+            raise UserError(f"{key}: {shown(paths[key])} given, allowed is a path, as text")
     for key in ("ckpt_path", "teacher.checkpoint"):
         folder = key == "ckpt_path" and (paths.get(key) == "auto" or Path(str(paths.get(key))).is_dir())
         if paths.get(key) is not None and not folder and not Path(paths[key]).is_file():

@@ -20,9 +20,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from selfdistill.config import UserError, check
+from selfdistill.config.quoting import quoted
 from selfdistill.report.sweep import Job, Status, write_job
 from selfdistill.sweeps.matching import Found, find, identity, new_name
-from selfdistill.sweeps.plan import quoted, settings_of
+from selfdistill.sweeps.plan import settings_of
 
 STOP = "stop"
 """A file in the sweep's folder: running jobs end after their step, others do not start."""
@@ -103,7 +104,7 @@ def _identified(about: dict[str, Any], overrides: list[str]) -> tuple[str, str]:
 def _run(folder: Path, about: dict[str, Any], job: Job, found: Found | None, overrides: list[str], cwd: str) -> Job:
     name = new_name(folder, job.number) if found is None else found.name
     job = replace(job, run=name)
-    with _alone(folder / "locks" / name) as lock:
+    with alone(folder / "locks" / name) as lock:
         if lock is None:
             return replace(job, status="interrupted", line="another process runs it")
         command = [*about["program"], *about["flags"], *overrides, quoted("hydra.run.dir", folder / name)]
@@ -169,9 +170,9 @@ def _outcome(folder: Path, job: Job, code: int, log: Path) -> Job:
 
 
 @contextlib.contextmanager
-def _alone(file: Path) -> Iterator[int | None]:
+def alone(file: Path) -> Iterator[int | None]:
     """A lock that goes with the process and its children; None where another has it."""
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
