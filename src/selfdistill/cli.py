@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from selfdistill.config import CONF, UserError, check, resolved
 from selfdistill.config.help import help_text
 from selfdistill.config.repeat import stored_config
-from selfdistill.processes import is_first, refuse_folders_apart, speaks
+from selfdistill.processes import IN_SWEEP, is_first, refuse_folders_apart, speaks
 
 _HOMES = {
     "fit": "selfdistill.runner",
@@ -53,7 +53,7 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
             from selfdistill.sweeps import sweep
 
             sys.exit(sweep(main, arguments, config_name))
-        if not arguments.multirun and "SELFDISTILL_SWEEP" not in os.environ:
+        if not arguments.multirun and IN_SWEEP not in os.environ:
             refuse_search(arguments.overrides)
         if not passes and (conf or not arguments.config_path):
             folder = arguments.config_dir

@@ -9,6 +9,9 @@ from typing import Any
 
 from selfdistill.config import UserError
 
+IN_SWEEP = "SELFDISTILL_SWEEP"
+"""Set in the environment of a job of a sweep."""
+
 
 def is_first() -> bool:
     """Whether this is the process of a machine that speaks to the terminal; known before a process group is."""

@@ -12,7 +12,7 @@ import pytest
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from selfdistill.config import CONF, UserError, check
+from selfdistill.config import CONF, UserError, check, flatten, unread
 from selfdistill.config.kinds import Kinds, allows, described, kinds_of
 from selfdistill.config.signatures import signature
 from selfdistill.config.unread import BESIDE
@@ -286,3 +286,11 @@ def test_what_stands_beside_arguments_is_none_of_them() -> None:
             found = signature(plain["_target_"])
             assert found is not None
             assert not names & found.parameters.keys()
+
+
+def test_what_is_read_only_sometimes_is_there() -> None:
+    """A key that was renamed would pass unseen."""
+    given = [[f"method={name}"] for name in ("byol_like", "dino_like", "dinov2_like", "swav_like")]
+    leaves = {key for own in [*given, ["teacher=frozen"]] for key, _ in flatten(check("train", own).plain)}
+    leaves |= {key for key, _ in flatten(check("evaluate", ["checkpoint=none"]).plain)}
+    assert {key for row in unread._UNREAD for key in row[:2]} <= leaves

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -61,6 +62,16 @@ def check(config_name: str, overrides: Sequence[str], *, search_path: Sequence[s
         leaves, stated = dict(flatten(plain)), dict(flatten(reference))
         warnings += untypical(plain, [key for key in values if rule_of(key) and leaves.get(key) != stated.get(key)])
     return Checked(config, plain, warnings)
+
+
+@contextmanager
+def hydra_kept() -> Iterator[None]:
+    """:func:`check` inside of a command that Hydra runs, whose state composing would clear."""
+    around = GlobalHydra.instance().hydra
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = around
 
 
 def _check_mappings(config: DictConfig, reference: Mapping[str, Any], keys: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from selfdistill.config.errors import UserError, shown
 from selfdistill.config.ranges import flatten
@@ -96,12 +96,15 @@ def used(config: DictConfig, path: str) -> bool:
     probe = config.copy()
     OmegaConf.set_struct(probe, False)
     before = _resolved(config)
-    OmegaConf.update(probe, path, "\N{REPLACEMENT CHARACTER}", force_add=True)
     try:
+        OmegaConf.update(probe, path, "\N{REPLACEMENT CHARACTER}", force_add=True)
         after = _resolved(probe)
     except InterpolationResolutionError:
         # another key looks into what stands there, or computes with it
         return True
+    except (OmegaConfBaseException, ValueError, TypeError):
+        # nothing else can stand there
+        return False
     others = [{k: v for k, v in leaves.items() if not f"{k}.".startswith(f"{path}.")} for leaves in (before, after)]
     return others[0] != others[1]
 
