@@ -112,7 +112,7 @@ def _mapping(
             _weights(path, value)
             _inside(path, value, None, composed, argument=True)
             continue
-        nothing = value is None and not isinstance(known.get(key), list | int | float)
+        nothing = value is None and not isinstance(known.get(key), list | bool | int | float)
         if key in known and not nothing and prefix.rstrip(".") not in _NOTES and path not in _NOTES:
             _same_type(path, value, known[key])
         _inside(path, value, known.get(key), composed)
@@ -143,6 +143,8 @@ def _constructed(
                 raise UserError(
                     f"{_origin(composed.config, path)}: {shown(value)} given, allowed is {described(kinds)}"
                 )
+        elif key in beside and isinstance(known.get(key), bool | int | float):
+            _same_type(path, value, known[key])
         elif key not in HYDRA | beside and not used(composed.config, path):
             beside_it = {*found.parameters, *beside} - set(given)
             if not found.open or difflib.get_close_matches(key, beside_it, cutoff=0.85):
