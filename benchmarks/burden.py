@@ -56,9 +56,7 @@ JOBS = {
 
 
 def checkpointed(module: Module, on: bool) -> Module:
-    network: Any = module.student.backbone
-    if on:
-        network.model.set_grad_checkpointing()
+    module.student.backbone.checkpoint_activations(on)
     return module
 
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from selfdistill.assembly import build_method
 from selfdistill.config import CONF, UserError
-from selfdistill.estimate import Planned, answer
+from selfdistill.estimate import Planned, answer, predicted
 from selfdistill.runner import fit
 
 Compose = Callable[..., DictConfig]
@@ -50,6 +50,25 @@ def test_the_answer_for_machines_that_are_not_here(compose: Compose) -> None:
     assert row.split()[1] == str(24 * 4 * 2)
     assert len(said.splitlines()) < 30
     assert max(map(len, said.splitlines())) <= 160
+
+
+def test_the_default_network_can_recompute(compose: Compose) -> None:
+    config = compose("data.batch_size=8")
+    assert "with activation checkpointing" in answer(config)
+    plain = Planned(config).cost()
+    config.trainer.activation_checkpointing = True
+    recomputed = Planned(config).cost()
+    assert recomputed.activations < 0.6 * plain.activations
+    assert recomputed.backward_flops > plain.backward_flops
+    assert "without activation checkpointing" in answer(config)
+
+
+def test_micro_batches_that_run_twice_are_not_predicted(compose: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    config = compose("accumulate=exact", "trainer.accumulate_grad_batches=2")
+    assert predicted(config) is None
+    assert capsys.readouterr().out == "costs: not predicted under accumulate=exact, whose micro-batches run twice\n"
+    with pytest.raises(UserError, match="accumulate: exact given, allowed with cost_only=true is plain"):
+        answer(config)
 
 
 def test_cost_only_trains_nothing_and_leaves_nothing(

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from selfdistill.provenance import provenance
-from selfdistill.report import write_report
+from selfdistill.report import ending, write_report
 from selfdistill.report.plane import plane
 from selfdistill.report.refresh import RefreshReport
 
@@ -50,6 +50,19 @@ def test_a_page_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
     refresh.on_train_start(trainer, cast(Any, None))
     with pytest.warns(UserWarning, match=r"report\.html was not written"):
         refresh.on_train_epoch_end(trainer, cast(Any, None))
+
+
+@pytest.mark.parametrize("part", ["make_pictures", "write_report", "log_panels"])
+def test_a_last_page_that_fails_is_one_line(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no\nroom")
+
+    for name in ("make_pictures", "write_report", "log_panels"):
+        monkeypatch.setattr(ending, name, fails if name == part else lambda *_: tmp_path / "report.html")
+    said = ending.last_report(cast(Any, None), cast(Any, None), tmp_path, [])
+    assert (
+        said == f"warning: not whole (RuntimeError: no room); python -m src.report run={tmp_path} writes the page again"
+    )
 
 
 def test_where_a_run_comes_from_is_shown(folder: Path) -> None:

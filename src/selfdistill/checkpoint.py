@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from selfdistill.checkpoint_io import PREVIOUS
 from selfdistill.config import UserError
 
 # The groups of a stored configuration from which objects are made.
@@ -49,3 +51,34 @@ def read_checkpoint(key: str, path: str) -> dict[str, Any]:
     if not isinstance(about, dict) or not isinstance(about.get("config"), dict):
         raise UserError(f"{key}: {path!r} given, not a checkpoint of a selfdistill run")
     return stored
+
+
+def newest_readable(
+    paths: Sequence[Path], read: Callable[[Path], dict[str, Any]], then: str
+) -> tuple[Path, dict[str, Any], str | None]:
+    """The first of ``paths``, the newest before the one before it, that ``read`` takes.
+
+    Args:
+        paths: one or two.
+        read: gives what is in a file; its UserError is that the next one is to be tried.
+        then: what is done with the one before, for the warning.
+
+    Returns:
+        The path, what is in it, and a warning where it is not the newest.
+
+    Raises:
+        UserError: of the newest that is there, if none can be read.
+    """
+    refused: list[UserError] = []
+    for path in [path for path in paths if path.exists()] or paths[:1]:
+        try:
+            stored = read(path)
+        except UserError as error:
+            refused.append(error)
+            continue
+        if path == paths[0]:
+            return path, stored, None
+        why = refused[0] if refused else f"{paths[0]} is missing"
+        return path, stored, f"warning: {why}; {then} the one before it, {path}, step {stored.get('global_step')}"
+    also = f"; {PREVIOUS} neither" if len(refused) > 1 else ""
+    raise UserError(f"{refused[0]}{also}")

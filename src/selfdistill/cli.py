@@ -6,6 +6,7 @@ import errno
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ from omegaconf import DictConfig
 from selfdistill.config import CONF, UserError, check, resolved
 from selfdistill.config.help import help_text
 from selfdistill.config.repeat import stored_config
-from selfdistill.processes import is_first, refuse_folders_apart
+from selfdistill.processes import IN_SWEEP, is_first, refuse_folders_apart, speaks
 
 _HOMES = {
     "fit": "selfdistill.runner",
@@ -52,7 +53,7 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
             from selfdistill.sweeps import sweep
 
             sys.exit(sweep(main, arguments, config_name))
-        if not arguments.multirun and "SELFDISTILL_SWEEP" not in os.environ:
+        if not arguments.multirun and IN_SWEEP not in os.environ:
             refuse_search(arguments.overrides)
         if not passes and (conf or not arguments.config_path):
             folder = arguments.config_dir
@@ -77,6 +78,10 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
         if error.filename is None:
             raise
         _end(f"error: hydra.run.dir: {error.filename} cannot be made ({error.strerror}); choose another folder", 2)
+    except SystemExit as end:
+        if not own_errors and isinstance(end.__context__, UserError | OSError):
+            traceback.print_exception(end.__context__)
+        raise
     except KeyboardInterrupt:
         _end("interrupted before the first step: nothing to continue", 130)
     except (UserError, HydraException) as error:
@@ -167,8 +172,9 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
 def job(task: str, config: DictConfig) -> Any:
     """What a ``@hydra.main`` function does: call the task of that name (a key of ``_HOMES``, or ``pack``).
 
-    In a single run a user's mistake ends here, in one line; in a sweep it goes to Hydra's launcher, so
-    that the other jobs go on. A training that is a job of a sweep gets its own process.
+    In a single run a user's mistake ends here in one line, and so does a file that cannot be read or
+    written; in a sweep both go to Hydra's launcher, so that the other jobs go on. A training that is a job
+    of a sweep gets its own process.
     """
     try:
         if task == "fit" and HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -182,6 +188,11 @@ def job(task: str, config: DictConfig) -> Any:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         _end(f"error: {error}", 2)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or error.filename is None or HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        _end(f"error: {error.filename}: {error.strerror}", 1)
 
 
 def _packed(config: DictConfig) -> None:
@@ -200,5 +211,6 @@ def _packed(config: DictConfig) -> None:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    print(line, file=sys.stderr)
+    if speaks():
+        print(line, file=sys.stderr)
     sys.exit(code)

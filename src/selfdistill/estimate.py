@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from selfdistill.assembly import build_method
+from selfdistill.assembly import build_method, micro_batches
 from selfdistill.clock import Clock
 from selfdistill.config import UserError
 from selfdistill.costs import StepCost, ddp, fsdp2, meta_views, step_cost, units_of
@@ -50,10 +49,13 @@ class Planned:
         Args:
             batch: images; None takes the configuration's.
             checkpointing: recompute the student's blocks; None does as the configuration says.
+
+        Raises:
+            ValueError: a backbone that cannot recompute.
         """
-        network: Any = getattr(self.module.student.backbone, "model", None)
-        if hasattr(network, "set_grad_checkpointing"):
-            network.set_grad_checkpointing(self.checkpointing if checkpointing is None else checkpointing)
+        self.module.student.backbone.checkpoint_activations(
+            self.checkpointing if checkpointing is None else checkpointing
+        )
         self.module.zero_grad()
         views = meta_views(self.recipe, self.config.data.image.channels, batch or self.batch)
         return step_cost(self.module, views, half=_HALF.get(str(self.config.trainer.precision)))
@@ -64,7 +66,10 @@ class Planned:
 
 
 def predicted(config: DictConfig) -> StepCost | None:
-    """The cost of a run's step, its table printed; None, with a line that says why, for what needs values to run."""
+    """The cost of a run's step, its table printed; None, with a line that says why, for what cannot be counted."""
+    if micro_batches(config) > 1:
+        print("costs: not predicted under accumulate=exact, whose micro-batches run twice")
+        return None
     try:
         planned = Planned(config)
         cost = planned.cost()
@@ -79,8 +84,13 @@ def answer(config: DictConfig) -> str:
     """What ``cost_only=true`` prints: the table, what checkpointing changes, and many GPUs.
 
     Raises:
-        UserError: a network or method that needs values to run.
+        UserError: a network or method that needs values to run; micro-batches that run twice.
     """
+    if micro_batches(config) > 1:
+        raise UserError(
+            "accumulate: exact given, allowed with cost_only=true is plain: micro-batches that run twice are not "
+            "counted; a run with trainer.max_steps=10 says what it measured"
+        )
     try:
         planned = Planned(config)
         cost = planned.cost()
@@ -94,7 +104,10 @@ def answer(config: DictConfig) -> str:
 
 def _checkpointing(planned: Planned, cost: StepCost) -> Iterator[str]:
     on = planned.checkpointing
-    other = planned.cost(checkpointing=not on)
+    try:
+        other = planned.cost(checkpointing=not on)
+    except ValueError:  # a network of the user's own
+        return
     if other != cost:
         yield (
             f"{'without' if on else 'with'} activation checkpointing: activations {binary(other.activations)} in the "

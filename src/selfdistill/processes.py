@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selfdistill.config import UserError
 
+IN_SWEEP = "SELFDISTILL_SWEEP"
+"""Set in the environment of a job of a sweep."""
+
 
 def is_first() -> bool:
     """Whether this is the process of a machine that speaks to the terminal; known before a process group is."""
     return os.environ.get("LOCAL_RANK") in (None, "0") and os.environ.get("SLURM_LOCALID") in (None, "0")
+
+
+def speaks() -> bool:
+    """Whether a mistake is said here: by the first process while all do the same, then by each, which may be alone."""
+    distributed = sys.modules.get("torch.distributed")
+    return is_first() or (distributed is not None and distributed.is_available() and distributed.is_initialized())
 
 
 def refuse_folders_apart(overrides: Sequence[str], environment: Mapping[str, str] = os.environ) -> None:

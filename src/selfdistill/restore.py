@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from selfdistill import __version__
 from selfdistill.assembly import build_method
-from selfdistill.checkpoint import foreign_target, read_checkpoint
+from selfdistill.checkpoint import foreign_target, newest_readable, read_checkpoint
+from selfdistill.checkpoint_io import LAST, PREVIOUS
 from selfdistill.config import UserError
 from selfdistill.evaluation.published import Published
 from selfdistill.methods import SelfDistillModule
@@ -68,7 +70,7 @@ def restore(path: str, network: Network | None = None, *, trust: bool = False, k
     """Rebuild the module of a checkpoint and load it; no code in the file is run.
 
     Args:
-        path: a checkpoint, or a run's folder, of which ``last`` is taken.
+        path: a checkpoint, or a run's folder, of which the newest that can be read is taken.
         network: the one to evaluate; None as the method says.
         trust: the configuration in the file may name classes and functions of other packages, which are then called.
         key: the setting that errors name.
@@ -76,8 +78,11 @@ def restore(path: str, network: Network | None = None, *, trust: bool = False, k
     Raises:
         UserError: no such file, not ours, or of a configuration or version that does not fit; nothing is guessed.
     """
-    file = checkpoint_file(path, key)
-    stored = read_checkpoint(key, str(file))
+    file, stored, warning = newest_readable(
+        checkpoint_files(path, key), lambda each: read_checkpoint(key, str(each)), "taking"
+    )
+    if warning is not None:
+        print(warning, file=sys.stderr)
     about, state = stored["selfdistill"], stored["state_dict"]
     version = about.get("version")
     config = OmegaConf.create(about["config"])
@@ -145,22 +150,23 @@ def restore_published(path: str, backbone: DictConfig, *, key: str = "checkpoint
     return Restored(Published(network).eval(), OmegaConf.create(), Path(path), 0, None, layout)
 
 
-def checkpoint_file(path: str, key: str = "checkpoint") -> Path:
-    """``path`` if it is a file, its ``checkpoints/last.ckpt`` if it is a run's folder.
+def checkpoint_files(path: str, key: str = "checkpoint") -> list[Path]:
+    """``path`` if it is a file, the newest checkpoint and the one before it if it is a run's folder.
 
     Raises:
         UserError: neither.
     """
     given = Path(path)
     if given.is_dir():
-        if (last := given / "checkpoints" / "last.ckpt").is_file():
-            return last
+        files = [given / "checkpoints" / name for name in (LAST, PREVIOUS)]
+        if any(file.is_file() for file in files):
+            return files
         raise UserError(f"{key}: {path!r} given, a folder without checkpoints/last.ckpt; allowed is a run or a .ckpt")
     if not given.is_file():
         raise UserError(
             f"{key}: {path!r} given, no such file; allowed is a run's folder or <run>/checkpoints/last.ckpt"
         )
-    return given
+    return [given]
 
 
 def _choose(module: SelfDistillModule[Any, Any], network: str) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from selfdistill import __version__
 from selfdistill.callbacks.history import KEY
-from selfdistill.checkpoint import read_checkpoint
+from selfdistill.checkpoint import newest_readable, read_checkpoint
 from selfdistill.checkpoint_io import LAST, PREVIOUS
 from selfdistill.config import UserError
 from selfdistill.config.ranges import flatten
@@ -84,25 +84,15 @@ def find(given: str, own: Path) -> Continued | None:
         names = [where / _FOLDER / LAST, where / _FOLDER / PREVIOUS]
     else:
         names = [where, where.with_name(PREVIOUS)] if where.name == LAST else [where]
-    there = [path for path in names if path.exists()]
+    there = any(path.exists() for path in names)
     if not there and given == AUTO:
         return None
     if not there and where.is_dir():
         raise UserError(f"ckpt_path: {given!r} given, a folder without {_FOLDER}/{LAST}; allowed is a run or a .ckpt")
-    if there and there[0] != names[0]:
-        _say(f"warning: {names[0]} is missing; continuing from the one before it, {there[0]}")
-    damaged: list[UserError] = []
-    for path in there or names[:1]:
-        try:
-            found = Continued(path, _read(path))
-        except UserError as error:
-            damaged.append(error)
-            continue
-        if damaged:
-            _say(f"warning: {damaged[0]}; continuing from the one before it, {path}, step {found.step}")
-        return found
-    also = f"; {PREVIOUS} neither" if len(damaged) > 1 else ""
-    raise UserError(f"{damaged[0]}{also}")
+    path, stored, warning = newest_readable(names, _read, "continuing from")
+    if warning is not None:
+        _say(warning)
+    return Continued(path, stored)
 
 
 def check_fits(found: Continued, module: SelfDistillModule[Any, Any]) -> None:

@@ -44,6 +44,7 @@ from selfdistill.export import export_backbone, run_facts
 from selfdistill.failures import clear_errors, quiet
 from selfdistill.files import write_text
 from selfdistill.methods import SelfDistillModule
+from selfdistill.processes import is_first
 from selfdistill.report.ending import last_report
 from selfdistill.resume import AUTO, carry_over, check_fits, find
 from selfdistill.run_folder import claim, method_name, remove_if_empty, tell_unreadable
@@ -64,7 +65,8 @@ def fit(config: DictConfig) -> float | None:
     folder = Path(config.run_dir or HydraConfig.get().runtime.output_dir)
     quiet()
     if config.ckpt_path == AUTO and (folder / "summary.json").is_file():
-        print(f"run: {folder} is finished; ckpt_path={folder} continues it in another folder")
+        if is_first():
+            print(f"run: {folder} is finished; ckpt_path={folder} continues it in another folder")
         return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["validation_knn"]
     try:
         with clear_errors():
@@ -78,14 +80,16 @@ def fit(config: DictConfig) -> float | None:
     except KeyboardInterrupt:
         if (folder / "checkpoints" / LAST).exists():
             again = "" if config.ckpt_path == AUTO else f" with ckpt_path={folder}"
-            print(f"\nstopped outside the training; the same command{again} goes on", file=sys.stderr)
+            if is_first():
+                print(f"\nstopped outside the training; the same command{again} goes on", file=sys.stderr)
             sys.exit(130)
         remove_if_empty(folder)
         raise
     except TrainingInterrupted as stop:
         again = "" if config.ckpt_path == AUTO else f" with ckpt_path={stop.checkpoint}"
         then = "nothing to continue" if stop.checkpoint is None else f"the same command{again} continues it"
-        print(f"\n{stop}: {then}", file=sys.stderr)
+        if is_first():
+            print(f"\n{stop}: {then}", file=sys.stderr)
         sys.exit(128 + stop.signal_number)
 
 
@@ -119,13 +123,14 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     baselines: dict[str, Figures] = {}
     if datamodule.labelled:
         settings = plain["evaluation"]
-        baselines = {
-            "raw_pixels": pixel_figures(datamodule, **settings),
-            "initial": backbone_figures(module, datamodule, **settings),
-        }
+        baselines = {"raw_pixels": pixel_figures(datamodule, **settings)}
+        module.to(trainer.strategy.root_device)
+        baselines["initial"] = backbone_figures(module, datamodule, **settings)
+        module.cpu()  # where Lightning expects it: what is sharded may not fit whole beside the shards
     else:
         trainer.limit_val_batches = 0
-        print("k-NN and final figures are off: the data has no labels")
+        if trainer.is_global_zero:
+            print("k-NN and final figures are off: the data has no labels")
     cost = None
     if trainer.is_global_zero:
         print(f"views: made {datamodule.engine_choice}")
@@ -157,7 +162,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     }
     summary["cost"]["predicted"] = None if cost is None else as_plain(cost)
     if unsaved is not None:
-        if figures:
+        if figures and trainer.is_global_zero:
             print(figures_table(figures))
         raise UserError(
             f"hydra.run.dir: {folder} cannot be written ({unsaved}): the training ended, its last state is lost; "

@@ -20,12 +20,14 @@ from torch.distributed.tensor import DTensor
 
 from selfdistill.distributed import all_reduce_sum, world_size
 
-__all__ = ["consolidated", "is_sharded", "like", "local", "norms", "over_shards", "shard", "whole"]
+__all__ = ["blocks", "consolidated", "is_sharded", "like", "local", "norms", "over_shards", "shard", "whole"]
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 # `blocks.3`, `stages.1.blocks.0`, `layer1.0`, `stages.2`: as timm's networks and ours name what repeats
 _BLOCK = re.compile(r"(?:^|\.)(?:blocks?|layers?\d*|stages?)\.\d+$")
+_STAGE = re.compile(r"(?:^|\.)stages?\.\d+$")
+_OWN_BLOCK = re.compile(r"blocks?\.\d+$")
 
 
 def shard(module: nn.Module, networks: Iterable[nn.Module], mesh: DeviceMesh) -> None:
@@ -53,10 +55,19 @@ def shard(module: nn.Module, networks: Iterable[nn.Module], mesh: DeviceMesh) ->
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """The innermost repeated parts that have parameters, in order."""
+    """The outermost repeated parts that have parameters, in order; those of a stage in the place of the stage."""
     found = {name: part for name, part in network.named_modules() if _BLOCK.search(name)}
-    inner = [part for name, part in found.items() if not any(other.startswith(f"{name}.") for other in found)]
-    return [part for part in inner if any(True for _ in part.parameters())]
+    below = {name: part for name, part in found.items() if not _is_stage(name, found)}
+    outer = [part for name, part in below.items() if not any(name.startswith(f"{other}.") for other in below)]
+    return [part for part in outer if any(True for _ in part.parameters())]
+
+
+def _is_stage(name: str, found: Iterable[str]) -> bool:
+    """Whether a part holds others and is called a stage, or has blocks of its own (Swin's ``layers.0.blocks.0``)."""
+    held = [other.removeprefix(f"{name}.") for other in found if other.startswith(f"{name}.")]
+    if _STAGE.search(name):
+        return bool(held)
+    return any(_OWN_BLOCK.match(other) for other in held)
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from selfdistill.callbacks import LastCheckpoint
+from selfdistill.callbacks import GracefulInterrupt, LastCheckpoint, TrainingInterrupted
+from selfdistill.checkpoint_io import AtomicCheckpointIO
 
 PER_EPOCH = 7  # micro-batches: three steps of two and one of one
 
@@ -48,12 +51,16 @@ class Dies(L.Callback):
 
 
 def saves(
-    callback: LastCheckpoint, ckpt_path: Path | None = None, dies: bool = False, **settings: Any
+    callback: LastCheckpoint,
+    ckpt_path: Path | None = None,
+    dies: bool = False,
+    also: Sequence[L.Callback] = (),
+    **settings: Any,
 ) -> list[tuple[int, int]]:
     seen = Seen()
     trainer = L.Trainer(
         accelerator="cpu",
-        callbacks=[seen, callback, *([Dies()] if dies else [])],
+        callbacks=[seen, callback, *([Dies()] if dies else []), *also],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -87,6 +94,22 @@ def test_never_within_an_accumulation_when_continued(tmp_path: Path) -> None:
         saves(LastCheckpoint(tmp_path, every_n_train_steps=1), dies=True)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 5
     assert saves(LastCheckpoint(tmp_path, every_n_train_steps=1), tmp_path / "last.ckpt") == [(6, 11), (7, 13), (8, 14)]
+
+
+class Asked(L.Callback):
+    """To end, at the end of the second epoch."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_asked_to_end_behind_a_save_the_one_before_stays(tmp_path: Path) -> None:
+    stop = GracefulInterrupt(tmp_path / "last.ckpt")
+    with pytest.raises(TrainingInterrupted, match="stopped by SIGTERM"):
+        saves(LastCheckpoint(tmp_path), also=(Asked(), stop), plugins=[AtomicCheckpointIO()], max_epochs=3)
+    steps = [torch.load(tmp_path / name, weights_only=True)["global_step"] for name in ("last.ckpt", "previous.ckpt")]
+    assert steps == [8, 4]
 
 
 @pytest.mark.parametrize("name", ["every_n_epochs", "every_n_train_steps"])

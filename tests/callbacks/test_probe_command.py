@@ -48,7 +48,10 @@ def test_it_is_shown_and_kept_and_changes_nothing(tmp_path: Path, capsys: pytest
     ("setting", "says"),
     [
         ("callbacks.online_probe.lr=0", "callbacks.online_probe.lr: 0 given, allowed is above 0"),
-        ("callbacks.online_probe.classes=null", "callbacks.online_probe.classes: None given, allowed is 2 or more"),
+        (
+            "callbacks.online_probe.classes=null",
+            "callbacks.online_probe.classes: null given, allowed is a whole",
+        ),
         ("callbacks.online_probe.classes=5", "OnlineProbe.classes: 5 given, a label is 9; set classes"),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
@@ -35,7 +36,8 @@ def test_every_file_composes_and_instantiates(group: str, choice: str, compose: 
     config = compose(*override(group, choice))
     node = config.get(group)
     if group in ("backbone", "divergence", "optimizer", "views"):
-        assert instantiate(node) is not None
+        with torch.device("meta" if group == "backbone" else "cpu"):  # the largest have a billion parameters
+            assert instantiate(node) is not None
     if group == "teacher":
         assert build_teacher(config) is not None
     if group == "callbacks":

@@ -93,21 +93,29 @@ def test_a_backbone_recomputes_its_activations(name: str) -> None:
         seen.clear()
         backbone(images)
         assert len(seen) == once
+    seen.clear()
+    backbone.checkpoint_activations(False)
+    backbone(images).pooled.square().sum().backward()
+    assert len(seen) == once
 
 
 def test_a_network_of_ones_own_cannot_recompute() -> None:
     own = ModuleBackbone(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), dim=3)
     with pytest.raises(ValueError, match=r"^trainer\.activation_checkpointing: true given, but ModuleBackbone cannot"):
         own.checkpoint_activations()
+    own.checkpoint_activations(False)
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ("accumulate=exactly", "accumulate: 'exactly' given, allowed is plain or exact"),
-        ("compile=1", "compile: 1 given, allowed is false or true"),
-        ("channels_last=yes_please", "channels_last: 'yes_please' given, allowed is false or true"),
-        ("trainer.activation_checkpointing=null", "trainer.activation_checkpointing: None given, allowed is false or"),
+        ("compile=1", "compile: 1 given, allowed is true or false"),
+        ("channels_last=yes_please", "channels_last: 'yes_please' given, allowed is true or false"),
+        (
+            "trainer.activation_checkpointing=null",
+            "trainer.activation_checkpointing: null given, allowed is true",
+        ),
     ],
 )
 def test_settings_are_checked(given: str, says: str) -> None:

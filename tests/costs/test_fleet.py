@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
+from torch import nn
 
 from selfdistill.costs import Part, StepCost, Units, ddp, fsdp2, units_of
 from selfdistill.methods import DINO
 from selfdistill.networks import build_backbone
+from selfdistill.sharding import blocks
 
 COST = StepCost(
     batch=8, student=Part(2400, 9600), beside=Part(240, 960), teacher=Part(2400, 9600), state=40, gradients=10560,
@@ -39,17 +42,18 @@ def test_ddp_reduces_every_gradient_once(gpus: int) -> None:
 @pytest.mark.parametrize("gpus", [2, 8, 1024])
 def test_fsdp2_gathers_and_scatters(gpus: int) -> None:
     share = fsdp2(COST, gpus, UNITS)
-    blocks = COST.student.bytes + COST.beside.bytes - UNITS.rest
-    gathers = ring(blocks, gpus, 2) + ring(UNITS.rest, gpus, 1) + ring(COST.teacher.bytes, gpus, 1)
-    assert share.sent == pytest.approx(gathers + ring(COST.gradients, gpus, 1), abs=1)
+    gathers = ring(COST.student.bytes, gpus, 2) + ring(COST.teacher.bytes, gpus, 1)
+    gradients = ring(9600, gpus, 1) + ring(960, gpus, 2)
+    assert share.sent == pytest.approx(gathers + gradients, abs=1)
     assert fsdp2(COST, gpus, UNITS, micro_batches=4).sent == pytest.approx(4 * share.sent, abs=4)
 
 
 def test_fsdp2_memory_falls_to_what_is_whole() -> None:
     memory = [fsdp2(COST, gpus, UNITS).memory for gpus in (2, 8, 64, 10**9)]
     assert memory == sorted(memory, reverse=True)
-    assert memory[-1] == 3 * 2000 + 1600 + 40 + 1000 + 50000
-    sharded = 9600 + 960 + 9600 + 10560 + 21120
+    beside = 4 * 960  # with its gradients, and two numbers for each
+    assert memory[-1] == 3 * 2000 + 1600 + beside + 40 + 1000 + 50000
+    sharded = 9600 + 9600 + 9600 + 2 * 9600
     assert memory[0] - memory[-1] == sharded // 2
 
 
@@ -68,5 +72,30 @@ def test_units_of_a_vision_transformer() -> None:
         module = DINO(build_backbone("small_vit"), hidden_dim=64, bottleneck_dim=16, prototypes=128)
     width = 128
     block = 12 * width**2 + 13 * width  # four projections with biases, an MLP of 4×, two norms
-    trained = sum(p.numel() for n, p in module.named_parameters() if not n.startswith("teacher."))
-    assert units_of(module) == Units(4 * block, 4 * (trained - 4 * block))
+    student = sum(p.numel() for p in module.student.parameters())
+    assert units_of(module) == Units(4 * block, 4 * (student - 4 * block))
+
+
+class Nested(nn.Module):
+    """Two blocks with a list of layers inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.ModuleDict({"layers": nn.Sequential(nn.Linear(3, 3))}) for _ in range(2))
+
+
+@pytest.mark.parametrize(
+    ("network", "count", "first"),
+    [
+        ("convnext_atto", 12, "stages.0.blocks.0"),
+        ("swin_tiny_patch4_window7_224", 12, "layers.0.blocks.0"),
+        ("resnet18", 8, "layer1.0"),
+        (Nested(), 2, "blocks.0"),
+    ],
+)
+def test_blocks_lie_below_the_stages(network: str | nn.Module, count: int, first: str) -> None:
+    with torch.device("meta"):
+        built = timm.create_model(network) if isinstance(network, str) else network
+    found = blocks(built)
+    assert len(found) == count
+    assert found[0] is built.get_submodule(first)

@@ -291,7 +291,7 @@ def test_training_cut_in_the_middle_of_an_epoch_goes_on_as_if_it_were_not(packed
 
     def train(folder: Path, *arguments: str) -> dict[str, torch.Tensor]:
         given = [
-            "data=shards", f"data.root='{packed}'", "data.image.size=8", "data.image.local_size=8", "data.batch_size=8",
+            "data=shards", f"data.root='{packed}'", "data.image.size=8", "data.batch_size=8",
             "data.num_workers=2", "backbone=small_cnn", "trainer.accelerator=cpu", "trainer.max_epochs=2",
             "evaluation.draws=2", "evaluation.k=3", f"hydra.run.dir='{folder}'",
         ]  # fmt: skip

@@ -36,10 +36,17 @@ METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 
 @dataclass(frozen=True)
 class Case:
-    """A configuration, and the micro-batches that the ranks make of a step (one process takes it whole)."""
+    """A configuration, and what the ranks make of a step that one process takes whole.
+
+    Attributes:
+        overrides: the configuration.
+        accumulate: micro-batches a step.
+        exact: images that networks see at a time, as under ``accumulate=exact``.
+    """
 
     overrides: tuple[str, ...]
     accumulate: int = 1
+    exact: int | None = None
 
 
 CASES: dict[str, Case] = {method: Case((f"method={method}",)) for method in METHODS}
@@ -53,6 +60,7 @@ for objective in ("clustering", "contrastive", "me_max", "variance_covariance"):
 # means over samples, and no batch norm: what DESIGN rule 4 calls exact
 for method, more in (("dino_like", ("method.head_norm=null",)), ("moco_like", ())):
     CASES[f"{method}_accumulated"] = Case((f"method={method}", "backbone=small_vit", *more), accumulate=2)
+    CASES[f"{method}_exact"] = Case((f"method={method}", "backbone=small_vit", *more), exact=3)
 # the optimizers that AdamW is not
 CASES["byol_like_lars"] = Case(("method=byol_like", "optimizer=lars", "optimizer.lr=0.3", "optimizer.scaling=linear"))
 
@@ -216,6 +224,7 @@ def fit(
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.__class__ = SyncedBatchNorm
     micro = case.accumulate if devices > 1 else 1
+    module.micro_batch_size = case.exact if devices > 1 else None
     record = Record()
     trainer = L.Trainer(
         accelerator="cpu", devices=devices, strategy=ShardedStrategy() if sharded else "ddp" if devices > 1 else "auto",

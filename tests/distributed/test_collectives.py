@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill import distributed
+from selfdistill.methods.finite import FiniteGuard, NonFiniteLossError
 from selfdistill.regularizers import me_max, variance_covariance
 from selfdistill.targets import Center, Queue, sinkhorn
 
@@ -75,6 +76,17 @@ def computation(shard: slice, empty_shard: slice) -> dict[str, Tensor]:
     return results
 
 
+def refusal(*, finite: bool) -> str:
+    """What the guard says after a step of this process."""
+    guard, term = FiniteGuard(), torch.tensor(1.0 if finite else torch.nan)
+    guard.watch(term, {"near": torch.tensor(1.0), "far": term})
+    try:
+        guard.refuse(7, patience=1)
+    except NonFiniteLossError as error:
+        return str(error)
+    return ""
+
+
 def main(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
@@ -87,6 +99,8 @@ def main(rank: int, folder: Path) -> None:
     results["mean"] = distributed.all_reduce_mean_grad(torch.tensor([2.0 * rank]))
     results["even"] = distributed.all_gather_cat(torch.full((2, 1), float(rank)))
     results["place"] = torch.tensor([distributed.rank(), distributed.world_size()])
+    says = "'far' is not finite in another process at step 7" if rank == 0 else "'far' is nan at step 7"
+    results["refused"] = torch.tensor([refusal(finite=True) == "", says in refusal(finite=rank == 0)])
     dist.destroy_process_group()
     torch.save(results, folder / f"{rank}.pt")
 
@@ -138,6 +152,11 @@ def test_plain_collectives(ranks: list[dict[str, Tensor]]):
         assert results["detached"]
         assert results["mean"].tolist() == [1]
         assert results["even"].flatten().tolist() == [0, 0, 1, 1]
+
+
+def test_a_loss_that_is_not_finite_in_one_process_ends_all(ranks: list[dict[str, Tensor]]):
+    for results in ranks:
+        assert results["refused"].tolist() == [True, True]
 
 
 def test_one_process_is_the_identity():

@@ -9,6 +9,7 @@ import pytest
 from lightning.pytorch.strategies import DDPStrategy
 
 from selfdistill.assembly import build_trainer
+from selfdistill.cli import _end
 from selfdistill.config import CONF, UserError, check
 from selfdistill.processes import check_devices, refuse_folders_apart
 from selfdistill.sharded_strategy import ShardedStrategy
@@ -71,6 +72,22 @@ def test_more_devices_than_there_are(settings: dict[str, Any], says: str) -> Non
 def test_one_device_is_always_there() -> None:
     for devices in (1, "auto", "1", None, -1):
         check_devices({"accelerator": "auto", "devices": devices})
+
+
+def test_the_same_mistake_of_all_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said() -> str:
+        with pytest.raises(SystemExit, match="2"):
+            _end("error: a mistake", 2)
+        return capsys.readouterr().err
+
+    assert said() == "error: a mistake\n"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert said() == ""
+    # together, a process may be the only one that fails
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    assert said() == "error: a mistake\n"
 
 
 @pytest.mark.parametrize(

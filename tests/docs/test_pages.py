@@ -66,6 +66,11 @@ def test_pages_that_the_navigation_does_not_name_come_after_the_others() -> None
     assert hook.on_config(config)["nav"][2]["Methods"][-1] == "methods/dino_like.md"
 
 
+def test_the_navigation_names_no_page_twice() -> None:
+    pages = re.findall(r"\S+\.md$", raw(ROOT / "mkdocs.yml").partition("\nnav:")[2], re.MULTILINE)
+    assert len(pages) == len(set(pages)) > 30
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_methods_page_is_whole(method: str) -> None:
     path = DOCS / "methods" / f"{method}.md"

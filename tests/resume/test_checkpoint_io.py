@@ -161,6 +161,7 @@ def test_which_one_is_used_and_said(tmp_path: Path, capsys: pytest.CaptureFixtur
     found = find(str(run), elsewhere)
     assert found is not None
     assert found.path == previous
+    assert f"last.ckpt is missing; continuing from the one before it, {previous}, step 1" in capsys.readouterr().err
     last.write_bytes(b"")
     assert find(str(last), elsewhere) is not None
     assert f"continuing from the one before it, {previous}, step 1" in capsys.readouterr().err

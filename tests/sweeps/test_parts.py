@@ -16,13 +16,14 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import OmegaConf
 
 from selfdistill.config import CONF, UserError, check
+from selfdistill.config.quoting import quoted
 from selfdistill.report import write_report
 from selfdistill.report.comparison import comparison
 from selfdistill.report.effects import levels, main_effects
 from selfdistill.report.sweep import Job, Sweep, over_seeds, read_sweep, write_job
 from selfdistill.run_folder import claim
 from selfdistill.sweeps.matching import Found, find, identity, new_name, stored_identity
-from selfdistill.sweeps.plan import Plan, plan, quoted
+from selfdistill.sweeps.plan import Plan, plan
 
 
 def planned(*arguments: str) -> Plan:
@@ -56,6 +57,36 @@ def test_a_search_leaves_its_jobs_to_the_sweeper() -> None:
     assert found.jobs is None
     assert found.swept == ["teacher.momentum", "optimizer.lr", "method"]
     assert planned("hparams_search=optuna", "teacher.momentum=0.9").swept == ["optimizer.lr"]
+
+
+def test_a_search_has_a_config_dir_of_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "ü, x"
+    (folder / "experiment").mkdir(parents=True)
+    text = "# @package _global_\ndefaults:\n  - override /hydra/sweeper: optuna\n"
+    (folder / "experiment" / "mine.yaml").write_text(text, encoding="utf-8")
+    assert planned("--config-dir", str(folder), "experiment=mine", "seed=0,1").jobs is None
+
+
+def test_the_folder_tells_which_run_is_repeated(tmp_path: Path) -> None:
+    names = set()
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        names.add(planned("--config-path", str(tmp_path / run), "seed=0,1").folder.name)
+    assert len({planned("seed=0,1").folder.name, *names}) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("ckpt_path=a,b", "ckpt_path: several given to a sweep, allowed is one"),
+        ("cost_only=true", "cost_only: given to a sweep"),
+        ("cost_only=true,false", "cost_only: given to a sweep"),
+    ],
+)
+def test_keys_that_no_sweep_has(given: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        planned("seed=0,1", given)
+    assert planned("seed=0,1", "ckpt_path=a", "cost_only=false").swept == ["seed"]
 
 
 def test_the_search_ranges_are_the_typical_ones() -> None:
@@ -126,6 +157,7 @@ def test_many_numbers_are_ranges_and_few_are_themselves() -> None:
     assert levels(["1", "2", "1"]) == ["1", "2", "1"]
     assert levels(["a", "b", "1", "2", "3", "4", "5", "6"]) == ["a", "b", "1", "2", "3", "4", "5", "6"]
     named = levels([str(value / 100) for value in range(8)])
+    assert len(set(levels([str(0.99 + value / 1e5) for value in range(8)]))) == 4
     assert list(dict.fromkeys(named)) == ["0 to 0.01", "0.02 to 0.03", "0.04 to 0.05", "0.06 to 0.07"]
 
 

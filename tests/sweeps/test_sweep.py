@@ -6,7 +6,9 @@ import csv
 import fcntl
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra._internal.utils import get_args_parser
@@ -64,11 +66,11 @@ class Command:
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
         self._monkeypatch = monkeypatch
 
-    def __call__(self, *overrides: str) -> int:
+    def __call__(self, *overrides: str, main: Callable[[], Any] = cli._train) -> int:
         GlobalHydra.instance().clear()
         arguments = ["-m", *overrides, f"hydra.sweep.dir='{self.folder}'"]
         self._monkeypatch.setattr(sys, "argv", ["train", *arguments])
-        return sweep(cli._train, get_args_parser().parse_args(arguments), "train")
+        return sweep(main, get_args_parser().parse_args(arguments), "train")
 
     def calls(self) -> list[str]:
         """The jobs that were started since the last look: seed and checkpoint."""
@@ -140,6 +142,22 @@ def test_an_interrupted_sweep_is_continued_by_the_same_command(command: Command)
     assert [row["run"] for row in command.rows()] == ["000", "001", "002"]
 
 
+def test_a_sweep_that_runs_is_not_started_again(command: Command) -> None:
+    def meanwhile() -> None:
+        mine = sys.argv
+        with pytest.raises(UserError, match="hydra.sweep.dir: another process runs the sweep in"):
+            command("seed=0,1")
+        sys.argv = mine
+        cli._train()
+
+    assert command("seed=0,1", main=meanwhile) == 0
+    assert command.statuses() == ["finished"] * 2
+
+
+def broken() -> None:
+    raise ValueError("low is above\nhigh")
+
+
 def test_where_nothing_can_run_nothing_is_left(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="teacher.momentm: no such key; did you mean teacher.momentum") as error:
         command("seed=0,1", "teacher.momentm=0.9")
@@ -151,6 +169,9 @@ def test_where_nothing_can_run_nothing_is_left(command: Command, monkeypatch: py
     # refused later, where the objects are made
     with pytest.raises(UserError, match="backbone: it does not fit"):
         command("seed=7", "method=byol_like,simsiam_like")
+    # a sweeper that does not take its space
+    with pytest.raises(UserError, match="hydra.sweeper: low is above high"):
+        command("seed=0,1", main=broken)
     # torchrun would start it in each of its processes
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="-m: given to 2 processes"):

@@ -25,6 +25,9 @@ class LastCheckpoint(Checkpoint):
         every_n_train_steps: save each so many optimizer steps, too; None never. The epoch's last step is left to the
             end of the epoch.
 
+    Attributes:
+        saved_step: the optimizer step that was saved last; None before.
+
     Raises:
         ValueError: a count below 1.
     """
@@ -38,6 +41,7 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(folder) / LAST
         self.every_n_epochs = every_n_epochs
         self.every_n_train_steps = every_n_train_steps
+        self.saved_step: int | None = None
         self._global_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -52,14 +56,18 @@ class LastCheckpoint(Checkpoint):
         if self.every_n_train_steps is None or not at_boundary or trainer.is_last_batch:
             return
         if trainer.global_step % self.every_n_train_steps == 0:
-            trainer.save_checkpoint(self.path)
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
         due = self.every_n_epochs is not None and epoch % self.every_n_epochs == 0
         ends = epoch == trainer.max_epochs or 0 < trainer.max_steps <= trainer.global_step or trainer.should_stop
         if due or ends:
-            trainer.save_checkpoint(self.path)
+            self._save(trainer)
+
+    def _save(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self.saved_step = trainer.global_step
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -13,6 +13,7 @@ import lightning as L
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 
+from selfdistill.callbacks.checkpoints import LastCheckpoint
 from selfdistill.callbacks.requeue import requeue
 
 
@@ -85,12 +86,18 @@ class GracefulInterrupt(Checkpoint):
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
         if not self._agreed(trainer):
             return
-        trainer.save_checkpoint(self.checkpoint)
+        if not self._has_saved(trainer):
+            trainer.save_checkpoint(self.checkpoint)
         asked = self._requeue_signal is not None and self._received == self._requeue_signal
         note = ""
         if trainer.strategy.reduce_boolean_decision(asked, all=False) and trainer.is_global_zero:
             note = f", {requeue()}"
         raise TrainingInterrupted(self._received or signal.SIGTERM, self._newest(), note)
+
+    def _has_saved(self, trainer: L.Trainer) -> bool:
+        """Whether this state is in the file already: again, it would be the checkpoint before as well."""
+        last = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint)]
+        return any((each.path, each.saved_step) == (self.checkpoint, trainer.global_step) for each in last)
 
     def _newest(self) -> Path | None:
         """The checkpoint, which may be an earlier one where the disk is full."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,9 +19,10 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
 from selfdistill.config.errors import UserError, nearest, shown
+from selfdistill.config.quoting import searched
 from selfdistill.config.ranges import check_values, flatten, rule_of, untypical
 from selfdistill.config.schema import check_keys
-from selfdistill.config.unread import check_read
+from selfdistill.config.unread import BESIDE, check_read
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -42,21 +44,34 @@ def check(config_name: str, overrides: Sequence[str], *, search_path: Sequence[s
     """
     given = list(overrides)
     if search_path:
-        given.append(f"hydra.searchpath=[{','.join(search_path)}]")
+        given.append(searched(search_path))
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         config = _compose(config_name, given)
         values, groups = _split(given)
-        reference = _reference(conf, config_name, tuple(text for group, text in groups if _shipped(group, text)))
+        shipped = tuple(text for group, text in groups if _shipped(group, text))
+        # where nothing is the user's own the composed configuration is its own reference: composing takes long
+        reference = _stated(config) if len(shipped) == len(given) else _reference(conf, config_name, shipped)
         _check_mappings(config, reference, values)
         plain = resolved(config)
-        check_keys(config, plain, reference, mandatory=_reference(conf, config_name, ()))
+        removed = {group for group, text in groups if text.startswith("~")}
+        check_keys(config, plain, reference, mandatory=_reference(conf, config_name, ()), removed=removed)
         check_values(plain)
         check_paths(plain)
         warnings = check_read(config, plain, values, {group: text.partition("=")[2] for group, text in groups})
         leaves, stated = dict(flatten(plain)), dict(flatten(reference))
         warnings += untypical(plain, [key for key in values if rule_of(key) and leaves.get(key) != stated.get(key)])
     return Checked(config, plain, warnings)
+
+
+@contextmanager
+def hydra_kept() -> Iterator[None]:
+    """:func:`check` inside of a command that Hydra runs, whose state composing would clear."""
+    around = GlobalHydra.instance().hydra
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = around
 
 
 def _check_mappings(config: DictConfig, reference: Mapping[str, Any], keys: Sequence[str]) -> None:
@@ -70,7 +85,8 @@ def _check_mappings(config: DictConfig, reference: Mapping[str, Any], keys: Sequ
         for name in key.split("."):
             default, holder = (default.get(name), default) if isinstance(default, Mapping) else (None, {})
         value = OmegaConf.select(config, key)
-        argument = "_target_" in holder
+        group, _, name = key.rpartition(".")
+        argument = "_target_" in holder and name not in BESIDE.get(group, ())
         if isinstance(default, Mapping) and default and not argument and not OmegaConf.is_dict(value):
             if key.partition(".")[0] in ("callbacks", "logger", "protocol", "objective") and value is None:
                 continue
@@ -106,6 +122,9 @@ def check_paths(plain: Mapping[str, Any]) -> None:
         UserError: naming the key and the path.
     """
     paths = dict(flatten(plain))
+    for key in ("ckpt_path", "teacher.checkpoint", "data.root"):
+        if not isinstance(paths.get(key), str | None):
+            raise UserError(f"{key}: {shown(paths[key])} given, allowed is a path, as text")
     for key in ("ckpt_path", "teacher.checkpoint"):
         folder = key == "ckpt_path" and (paths.get(key) == "auto" or Path(str(paths.get(key))).is_dir())
         if paths.get(key) is not None and not folder and not Path(paths[key]).is_file():
@@ -214,7 +233,10 @@ def _shipped(group: str, text: str) -> bool:
 @cache
 def _reference(conf: Path, config_name: str, groups: tuple[str, ...]) -> dict[str, Any]:
     """What the files of the package say, without a value of the user's."""
-    config = _compose(config_name, groups)
+    return _stated(_compose(config_name, groups))
+
+
+def _stated(config: DictConfig) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException:

@@ -38,7 +38,7 @@ def stored_config(arguments: argparse.Namespace) -> Path | None:
     if not (folder / "config.yaml").is_file() or arguments.config_name not in (None, "config"):
         return None
     own = [text for text in _HYDRA if not any(o.startswith(text.partition("=")[0]) for o in arguments.overrides)]
-    arguments.config_name = "config"
+    arguments.config_path, arguments.config_name = str(folder), "config"
     arguments.overrides = ["run_dir=null", *own, *arguments.overrides]
     flags = [f"--cfg={arguments.cfg}"] if arguments.cfg else []
     flags += ["--resolve"] if arguments.resolve else []

@@ -46,7 +46,11 @@ _NOTES = ("scale", "method.paper", "schedule")
 
 
 def check_keys(
-    config: DictConfig, plain: Mapping[str, Any], reference: Mapping[str, Any], mandatory: Collection[str]
+    config: DictConfig,
+    plain: Mapping[str, Any],
+    reference: Mapping[str, Any],
+    mandatory: Collection[str],
+    removed: Collection[str] = (),
 ) -> None:
     """Refuse unknown keys, wrong types and what is missing.
 
@@ -55,12 +59,13 @@ def check_keys(
         plain: the same, resolved.
         reference: of this package's files alone: the same choices of groups without values.
         mandatory: keys that a command cannot do without.
+        removed: groups that the command takes away; another file may still have put a key there.
 
     Raises:
         UserError: naming the key, and the nearest one or what is allowed.
     """
     for key in mandatory:
-        if key not in plain or (plain[key] is None and isinstance(reference.get(key), Mapping)):
+        if key not in plain or key in removed or (plain[key] is None and isinstance(reference.get(key), Mapping)):
             what = f"give {key}=<name>, of {', '.join(choices)}" if (choices := _choices(key)) else "leave it as it is"
             raise UserError(f"{key}: taken away or null, but it is read; {what}")
     _mapping("", plain, reference, _Composed(config, [path for path, _ in flatten(plain)]))
@@ -105,8 +110,10 @@ def _mapping(
             raise composed.unknown(path, beside)
         if path in _FREE:
             _weights(path, value)
+            _inside(path, value, None, composed, argument=True)
             continue
-        if key in known and value is not None and prefix.rstrip(".") not in _NOTES and path not in _NOTES:
+        nothing = value is None and not isinstance(known.get(key), list | bool | int | float)
+        if key in known and not nothing and prefix.rstrip(".") not in _NOTES and path not in _NOTES:
             _same_type(path, value, known[key])
         _inside(path, value, known.get(key), composed)
 
@@ -136,6 +143,8 @@ def _constructed(
                 raise UserError(
                     f"{_origin(composed.config, path)}: {shown(value)} given, allowed is {described(kinds)}"
                 )
+        elif key in beside and isinstance(known.get(key), bool | int | float):
+            _same_type(path, value, known[key])
         elif key not in HYDRA | beside and not used(composed.config, path):
             beside_it = {*found.parameters, *beside} - set(given)
             if not found.open or difflib.get_close_matches(key, beside_it, cutoff=0.85):
@@ -161,7 +170,8 @@ def _weights(path: str, value: Any) -> None:
     if not isinstance(value, Mapping):
         raise UserError(f"{path}: {shown(value)} given, allowed is a mapping of terms, each to {described(kinds)}")
     for term, weight in value.items():
-        if not allows(kinds, weight) and rule_of(f"{path}.{term}") is None:
+        ranged = rule_of(f"{path}.{term}") is not None and not isinstance(weight, Mapping)
+        if not ranged and not allows(kinds, weight):
             raise UserError(f"{path}.{term}: {shown(weight)} given, allowed is {described(kinds)}")
 
 

@@ -7,23 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from selfdistill.config.errors import UserError, shown
 from selfdistill.config.ranges import flatten
 
 HYDRA = {"_target_", "_partial_", "_convert_", "_recursive_"}
-# What stands beside a constructor's arguments and is read by the code that calls it, or by other groups.
-BESIDE: dict[str, set[str]] = {
-    "data": {"root", "download", "image"},
-    "method": {"paper"},
-    "teacher": {"checkpoint", "trust"},
-    "trainer": {"activation_checkpointing"},
-}
+# What stands beside a constructor's arguments and is read by the code that calls it, …
+_BY_CALLER = {"teacher": {"checkpoint", "trust"}, "trainer": {"activation_checkpointing"}}
+# … or by other groups, which have to be asked whether they do.
+BESIDE: dict[str, set[str]] = {"data": {"root", "download", "image"}, "method": {"paper"}, **_BY_CALLER}
 # What the code reads without a constructor: keys of a command itself, and these.
 _READ = re.compile(
-    r"\w+|student\.noise|weights\..+|evaluation\..+|data\.image\.classes|teacher\.(checkpoint|trust)|objective\..+"
-    r"|trainer\.activation_checkpointing|(callbacks|logger|protocol)\.\w+"
+    r"\w+|student\.noise|weights\..+|evaluation\..+|data\.image\.classes|objective\..+|(callbacks|logger|protocol)\.\w+|"
+    + "|".join(rf"{group}\.{name}" for group, names in _BY_CALLER.items() for name in names)
 )
 # (key, other key, values of the other with which nothing reads the key)
 _UNREAD: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
@@ -102,8 +99,12 @@ def used(config: DictConfig, path: str) -> bool:
     try:
         OmegaConf.update(probe, path, "\N{REPLACEMENT CHARACTER}", force_add=True)
         after = _resolved(probe)
-    except (OmegaConfBaseException, ValueError, TypeError):
+    except InterpolationResolutionError:
+        # another key looks into what stands there, or computes with it
         return True
+    except (OmegaConfBaseException, ValueError, TypeError):
+        # nothing else can stand there
+        return False
     others = [{k: v for k, v in leaves.items() if not f"{k}.".startswith(f"{path}.")} for leaves in (before, after)]
     return others[0] != others[1]
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from selfdistill.costs.step import StepCost
 from selfdistill.methods import SelfDistillModule
+from selfdistill.sharding import blocks
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,11 @@ class Share:
 
 @dataclass(frozen=True)
 class Units:
-    """How FSDP2 cuts a network: each block of the backbone, and the rest as one.
+    """How :func:`selfdistill.sharding.shard` cuts the student: each block of the backbone, and the rest.
 
     Attributes:
         block: bytes of the largest block.
-        rest: bytes outside the blocks, which stay whole from forward to backward.
+        rest: bytes outside the blocks.
     """
 
     block: int
@@ -44,15 +45,9 @@ class Units:
 
 
 def units_of(module: SelfDistillModule[Any, Any]) -> Units:
-    """Units of the student and of what is trained beside it."""
-    whole = sum(p.numel() * p.element_size() for n, p in module.named_parameters() if not n.startswith("teacher."))
-    lists = (m for m in module.student.backbone.modules() if isinstance(m, nn.ModuleList | nn.Sequential))
-    sizes = max(
-        ([sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks] for blocks in lists),
-        key=sum,
-        default=[],
-    )
-    return Units(max(sizes, default=0), whole - sum(sizes))
+    """Units of the student."""
+    sizes = [_bytes(block) for block in blocks(module.student.backbone)]
+    return Units(max(sizes, default=0), _bytes(module.student) - sum(sizes))
 
 
 def ddp(cost: StepCost, gpus: int) -> Share:
@@ -66,17 +61,23 @@ def ddp(cost: StepCost, gpus: int) -> Share:
 
 
 def fsdp2(cost: StepCost, gpus: int, units: Units, *, micro_batches: int = 1) -> Share:
-    """Parameters, gradients and optimizer in N shards, the teacher's too; two blocks at a time are whole.
+    """Both networks, gradients and optimizer in N shards; two blocks at a time are whole, and what is trained beside.
 
-    In each micro-batch the student's blocks are gathered forward and again backward, the rest and the teacher once, and
-    gradients are reduced and scattered: each GPU sends (N−1)/N of all of them.
+    In each micro-batch the student is gathered forward and again backward, the teacher once, and gradients are reduced
+    and scattered: each GPU sends (N−1)/N of all of them. Gradients of what is trained beside go round as under DDP.
     """
     if gpus == 1:
         return Share(1, cost.total, 0)
-    student = cost.student.bytes + cost.beside.bytes
-    sharded = student + cost.teacher.bytes + cost.gradients + cost.optimizer
+    beside = cost.beside.bytes
+    # its gradients and their optimizer: all that is trained is in float32
+    stays = beside + round(beside / cost.gradients * (cost.gradients + cost.optimizer))
+    everything = cost.student.bytes + cost.teacher.bytes + beside + cost.gradients + cost.optimizer
     # the block at work with its gradient, the next one on its way, and what lies outside the blocks
-    whole = 3 * units.block + units.rest
-    memory = sharded // gpus + whole + cost.state + cost.views + cost.activations
-    moved = 2 * student - units.rest + cost.teacher.bytes + cost.gradients
+    whole = 3 * units.block + units.rest + stays
+    memory = (everything - stays) // gpus + whole + cost.state + cost.views + cost.activations
+    moved = 2 * cost.student.bytes + cost.teacher.bytes + cost.gradients + beside
     return Share(gpus, memory, round(micro_batches * (gpus - 1) / gpus * moved))
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in network.parameters())

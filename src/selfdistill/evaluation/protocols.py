@@ -99,7 +99,7 @@ class KNN:
     """
 
     ks: Sequence[int] = (1, 5, 10, 20, 50, 100, 200)
-    temperatures: Sequence[float] = (0.07,)
+    temperatures: Sequence[float] = (0.02, 0.07, 0.2)
 
     def __call__(self, subject: Subject) -> list[Figure]:
         if not self.ks:

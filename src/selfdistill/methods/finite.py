@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from selfdistill.distributed import all_reduce_max
+
 
 class NonFiniteLossError(RuntimeError):
     """A loss term became NaN or infinite."""
@@ -26,18 +28,20 @@ class FiniteGuard:
         self._in_a_row = (self._in_a_row.to(bad.device) + 1) * bad
 
     def refuse(self, step: int, *, patience: int) -> None:
-        """Raise where the last ``patience`` steps or more were bad; this waits for the device.
+        """Raise where the last ``patience`` steps or more were bad in any process; this waits for the device.
+
+        Every process has to call, or those that do not raise would wait for the one that did.
 
         Raises:
             NonFiniteLossError: naming the term, the step and the usual causes.
         """
-        if self._in_a_row.item() < patience:
+        if not self._terms or all_reduce_max(self._in_a_row).item() < patience:
             return
-        name, term = next(
-            ((n, t) for n, t in self._terms.items() if not torch.isfinite(t)), next(iter(self._terms.items()))
-        )
+        bad = all_reduce_max(torch.stack([~torch.isfinite(term) for term in self._terms.values()]).float())
+        name, term = list(self._terms.items())[int(bad.argmax())]
+        value = f"{term.item()}" if not torch.isfinite(term) or not bad.any() else "not finite in another process"
         raise NonFiniteLossError(
-            f"loss term {name!r} is {term.item()} at step {step}; the usual causes are a learning rate that is too "
+            f"loss term {name!r} is {value} at step {step}; the usual causes are a learning rate that is too "
             "high (optimizer.lr), a temperature that is too low, or no warm-up (optimizer.warmup); the last "
             "checkpoint before this step is kept"
         )

@@ -72,16 +72,17 @@ class Backbone(nn.Module, ABC):
         """Width D_i of each block in ``layers``."""
         raise ValueError(f"layers: {type(self).__name__} gives no intermediate outputs; use layers=()")
 
-    def checkpoint_activations(self) -> None:
-        """Recompute activations for the backward pass from now on, for less memory.
+    def checkpoint_activations(self, on: bool = True) -> None:
+        """Recompute activations for the backward pass from now on, for less memory; or keep them again.
 
         Raises:
             ValueError: the network has no way to.
         """
-        raise ValueError(
-            f"trainer.activation_checkpointing: true given, but {type(self).__name__} cannot recompute activations; "
-            "choose false, or a timm network, small_cnn or small_vit"
-        )
+        if on:
+            raise ValueError(
+                f"trainer.activation_checkpointing: true given, but {type(self).__name__} cannot recompute "
+                "activations; choose false, or a timm network, small_cnn or small_vit"
+            )
 
     def refuse_token_arguments(self, mask: Tensor | None, keep: Tensor | None) -> None:
         if mask is not None or keep is not None:

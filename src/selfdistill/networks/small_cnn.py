@@ -39,8 +39,8 @@ class SmallCNN(Backbone):
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
-    def checkpoint_activations(self) -> None:
-        self.recomputes = True
+    def checkpoint_activations(self, on: bool = True) -> None:
+        self.recomputes = on
 
     def layer_dims(self, layers: Sequence[int]) -> list[int]:
         return [self.widths[i] for i in block_positions(layers, self.depth)]

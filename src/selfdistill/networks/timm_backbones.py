@@ -34,9 +34,9 @@ class TimmViT(Backbone):
         rows, columns = self.model.patch_embed.patch_size
         return size[0] // rows, size[1] // columns
 
-    def checkpoint_activations(self) -> None:
-        self.model.set_grad_checkpointing()
-        self.recomputes = True
+    def checkpoint_activations(self, on: bool = True) -> None:
+        self.model.set_grad_checkpointing(on)
+        self.recomputes = on
 
     def layer_dims(self, layers: Sequence[int]) -> list[int]:
         return [self.dim for _ in block_positions(layers, self.depth)]
@@ -89,12 +89,12 @@ class TimmBackbone(Backbone):
         self.dim = int(getattr(network, "head_hidden_size", None) or network.num_features)
         self.depth = len(getattr(network, "feature_info", ()) or ())
 
-    def checkpoint_activations(self) -> None:
+    def checkpoint_activations(self, on: bool = True) -> None:
         try:
-            self.model.set_grad_checkpointing()
+            self.model.set_grad_checkpointing(on)
         except (AttributeError, AssertionError):  # timm has it, or asserts that it is not asked for
-            super().checkpoint_activations()
-        self.recomputes = True
+            super().checkpoint_activations(on)
+        self.recomputes = on
 
     def layer_dims(self, layers: Sequence[int]) -> list[int]:
         infos = list(self.model.feature_info)

@@ -69,4 +69,4 @@ def levels(values: Sequence[str]) -> list[str]:
     order = sorted(found)
     quarter = [min(order.index(value) * _RANGES // len(order), _RANGES - 1) for value in found]
     spans = {q: [value for value, own in zip(found, quarter, strict=True) if own == q] for q in set(quarter)}
-    return [f"{min(spans[q]):.3g} to {max(spans[q]):.3g}" for q in quarter]
+    return [f"{min(spans[q]):.6g} to {max(spans[q]):.6g}" for q in quarter]

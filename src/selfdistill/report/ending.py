@@ -17,8 +17,10 @@ from selfdistill.report.wandb_panels import log_panels
 
 def last_report(
     module: SelfDistillModule[Any, Any], datamodule: DataModule, folder: Path, loggers: Iterable[Logger]
-) -> Path:
+) -> str:
     """Store the pictures, write the page, and log both where a logger takes them.
+
+    What fails here fails no run: its figures and its backbone are there already.
 
     Args:
         module: trained, not sharded: one process calls this.
@@ -27,9 +29,13 @@ def last_report(
         loggers: of the trainer.
 
     Returns:
-        The page.
+        Where the page is, or why something of it is not.
     """
-    make_pictures(module, datamodule, folder)
-    page = write_report(folder)
-    log_panels(loggers, folder)
-    return page
+    try:
+        make_pictures(module, datamodule, folder)
+        page = write_report(folder)
+        log_panels(loggers, folder)
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        return f"warning: not whole ({said}); python -m src.report run={folder} writes the page again"
+    return str(page)

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from selfdistill.config import UserError, check, resolved
+from selfdistill.config import UserError, check, hydra_kept, resolved
 
 Series = list[tuple[float, float]]
 """(optimizer step, value), in the order in which they were logged."""
@@ -135,11 +134,8 @@ def _defaults(method: str | None) -> dict[str, Any] | None:
     """The resolved configuration of ``method=<method>``; None where the method is not one of this package."""
     if method is None:
         return None
-    # a run in a sweep is inside of Hydra, whose state composing would clear
-    around = GlobalHydra.instance().hydra
     try:
-        return check("train", [f"method={method}"]).plain
+        with hydra_kept():
+            return check("train", [f"method={method}"]).plain
     except UserError:
         return None
-    finally:
-        GlobalHydra.instance().hydra = around

@@ -12,7 +12,6 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from selfdistill.callbacks import CollapseMonitor
-from selfdistill.config import UserError
 from selfdistill.data import DataModule
 from selfdistill.files import write_text
 from selfdistill.report.page import page
@@ -59,8 +58,8 @@ class RefreshReport(L.Callback):
             if isinstance(datamodule, DataModule) and not (self.folder / "pictures").exists():
                 make_views(datamodule, self.folder)
             write_text(self.folder / "report.html", page(read_run(self.folder, alarms=alarms)))
-        except (UserError, OSError) as error:
+        except Exception as error:
             # the run is worth more than its page
-            rank_zero_warn(f"report.html was not written ({error})")
+            rank_zero_warn(f"report.html was not written ({' '.join(f'{type(error).__name__}: {error}'.split())})")
         self._last = self._clock()
         self._took = self._last - started

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from selfdistill.sweeps.job import IN_SWEEP, run_job
+from selfdistill.sweeps.job import run_job
 from selfdistill.sweeps.run import sweep
 
-__all__ = ["IN_SWEEP", "run_job", "sweep"]
+__all__ = ["run_job", "sweep"]

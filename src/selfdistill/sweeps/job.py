@@ -15,20 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from selfdistill.config import UserError, check
+from selfdistill.config import UserError, check, hydra_kept
+from selfdistill.config.quoting import quoted
+from selfdistill.processes import IN_SWEEP
 from selfdistill.report.sweep import Job, Status, write_job
 from selfdistill.sweeps.matching import Found, find, identity, new_name
-from selfdistill.sweeps.plan import quoted, settings_of
+from selfdistill.sweeps.plan import settings_of
 
 STOP = "stop"
 """A file in the sweep's folder: running jobs end after their step, others do not start."""
-
-IN_SWEEP = "SELFDISTILL_SWEEP"
-"""Set in the environment of a job."""
 
 
 def run_job(config: DictConfig) -> float | None:
@@ -89,21 +87,18 @@ def _proposed(about: dict[str, Any], overrides: list[str]) -> list[str]:
 def _identified(about: dict[str, Any], overrides: list[str]) -> tuple[str, str]:
     """The job's identity, or why it is refused."""
     config = about["config"]
-    # composing would clear the state of the Hydra around
-    around = GlobalHydra.instance().hydra
     try:
-        checked = check(config["name"], overrides, search_path=config["search_path"], conf=Path(config["conf"]))
+        with hydra_kept():
+            checked = check(config["name"], overrides, search_path=config["search_path"], conf=Path(config["conf"]))
         return identity(checked.config), ""
     except UserError as error:
         return "", " ".join(str(error).split())
-    finally:
-        GlobalHydra.instance().hydra = around
 
 
 def _run(folder: Path, about: dict[str, Any], job: Job, found: Found | None, overrides: list[str], cwd: str) -> Job:
     name = new_name(folder, job.number) if found is None else found.name
     job = replace(job, run=name)
-    with _alone(folder / "locks" / name) as lock:
+    with alone(folder / "locks" / name) as lock:
         if lock is None:
             return replace(job, status="interrupted", line="another process runs it")
         command = [*about["program"], *about["flags"], *overrides, quoted("hydra.run.dir", folder / name)]
@@ -169,9 +164,9 @@ def _outcome(folder: Path, job: Job, code: int, log: Path) -> Job:
 
 
 @contextlib.contextmanager
-def _alone(file: Path) -> Iterator[int | None]:
+def alone(file: Path) -> Iterator[int | None]:
     """A lock that goes with the process and its children; None where another has it."""
-    file.parent.mkdir(exist_ok=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,6 +6,7 @@ import hashlib
 import re
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,12 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from selfdistill.config import CONF, Checked, UserError, check
+from selfdistill.config.quoting import searched
 
 _LAUNCHING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
 # Groups that may choose a sweeper or a launcher; values of the command line may need a method that is swept.
@@ -86,6 +89,7 @@ def plan(arguments: Namespace, config_name: str) -> Plan:
             # the command's value of a key stands for the one of the configuration
             mine = {o.key_or_group: o for o in (*params, *given) if not o.input_line.startswith(_LAUNCHING)}
             varied = {key: o for key, o in mine.items() if o.is_sweep_override()}
+            _refuse_unfit(mine)
             jobs = None
             if settings.sweeper._target_.endswith(".BasicSweeper"):
                 jobs = BasicSweeper.split_arguments(list(mine.values()), None)[0]
@@ -96,7 +100,8 @@ def plan(arguments: Namespace, config_name: str) -> Plan:
         raise UserError(" ".join(str(error).split())) from None
     folder = Path(settings.sweep.dir)
     if not any(o.key_or_group == "hydra.sweep.dir" for o in given):
-        folder /= _name(list(varied), [name, *arguments.overrides])
+        where = [str(conf)] if arguments.config_path else []
+        folder /= _name(list(varied), [name, *where, *arguments.overrides])
     options = {"--config-path": "config_path", "--config-name": "config_name", "--config-dir": "config_dir"}
     return Plan(
         folder=folder.resolve(),
@@ -123,13 +128,6 @@ def program() -> list[str]:
     return [sys.executable, *(["-m", spec.name] if spec else [sys.argv[0]])]
 
 
-def quoted(key: str, value: object) -> str:
-    """An override that Hydra's grammar takes, whatever stands in ``value``."""
-    # a backslash is one only before a quote
-    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), str(value))
-    return f"{key}='{text}'"
-
-
 def settings_of(overrides: list[str], swept: list[str]) -> dict[str, str]:
     """Those of ``overrides`` that vary in the sweep, by key."""
     values = dict(text.partition("=")[::2] for text in overrides)
@@ -137,9 +135,20 @@ def settings_of(overrides: list[str], swept: list[str]) -> dict[str, str]:
     return {key: found[key] for key in swept if key in found}
 
 
+def _refuse_unfit(given: Mapping[str, Override]) -> None:
+    """Keys that a sweep cannot have."""
+    if (path := given.get("ckpt_path")) is not None and path.is_sweep_override():
+        raise UserError(
+            "ckpt_path: several given to a sweep, allowed is one: its jobs are told apart by the rest of their "
+            "configuration; start one sweep for each"
+        )
+    if (cost := given.get("cost_only")) is not None and cost.value() is not False:
+        raise UserError("cost_only: given to a sweep, whose jobs train; without -m it tells what one of them costs")
+
+
 def _launching(choosers: list[str], search_path: list[str]) -> DictConfig:
     """Hydra's own settings under ``choosers``."""
-    path = [f"hydra.searchpath=[{','.join(search_path)}]"] if search_path else []
+    path = [searched(search_path)] if search_path else []
     try:
         return compose("train", overrides=[*choosers, *path], return_hydra_config=True).hydra
     except HydraException as error:

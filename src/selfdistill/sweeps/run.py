@@ -10,18 +10,19 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from selfdistill.config import CONF, UserError
+from selfdistill.config.quoting import quoted
 from selfdistill.files import write_text
 from selfdistill.report import write_report
 from selfdistill.report.sweep import Job, Sweep, read_sweep, write_job
-from selfdistill.sweeps.job import STOP
+from selfdistill.sweeps.job import STOP, alone
 from selfdistill.sweeps.matching import identity
-from selfdistill.sweeps.plan import Plan, neutral, plan, program, quoted, settings_of
+from selfdistill.sweeps.plan import Plan, neutral, plan, program, settings_of
 from selfdistill.sweeps.table import terminal_table, write_csv
 
 
@@ -46,6 +47,14 @@ def sweep(main: Callable[[], Any], arguments: Namespace, config_name: str) -> in
     if jobs is not None and len(refused) == len(jobs):
         raise UserError(_all_refused(list(refused.values())))
     new = not asked.folder.exists()
+    with _held(asked.folder):
+        return _launched(main, asked, jobs, refused, new)
+
+
+def _launched(
+    main: Callable[[], Any], asked: Plan, jobs: list[dict[str, Any]] | None, refused: dict[int, str], new: bool
+) -> int:
+    """The sweep's part that writes: only one process at a time has its folder."""
     _prepare(asked, jobs)
     for number, line in refused.items():
         write_job(asked.folder, Job(number, settings_of((asked.jobs or [])[number], asked.swept), "refused", line))
@@ -56,14 +65,16 @@ def sweep(main: Callable[[], Any], arguments: Namespace, config_name: str) -> in
             main()
         except KeyboardInterrupt:
             pass
-        except ValueError:
+        except (ValueError, NotImplementedError) as error:
             # Optuna has no best trial where none has a figure
-            if read_sweep(asked.folder).ranked:
-                raise
+            if not str(error).startswith("No trials are completed"):
+                raise UserError(f"hydra.sweeper: {' '.join(str(error).split())}") from error
         finally:
             done = read_sweep(asked.folder)
             if done.jobs and not all(job.status == "refused" for job in done.jobs):
                 _sum_up(asked.folder, done)
+            elif new and not done.jobs:
+                shutil.rmtree(asked.folder)
     if done.jobs and all(job.status == "refused" for job in done.jobs):
         if new:
             shutil.rmtree(asked.folder)
@@ -130,6 +141,23 @@ def _for_hydra(asked: Plan, numbers: list[int]) -> list[str]:
     if asked.jobs is not None:
         return [*given, f"+sweep_job={','.join(map(str, numbers))}"]
     return [*given, "hydra.sweeper.params=null", *(f"+{neutral(key)}={text}" for key, text in asked.search.items())]
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The folder for this process alone.
+
+    Raises:
+        UserError: another one has it, or it cannot be made.
+    """
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(alone(folder / "locks" / "sweep"))
+        except OSError as error:
+            raise UserError(f"hydra.sweep.dir: {folder} cannot be written ({error.strerror}); choose another") from None
+        if lock is None:
+            raise UserError(f"hydra.sweep.dir: another process runs the sweep in {folder}; wait for it, or stop it")
+        yield
 
 
 @contextmanager

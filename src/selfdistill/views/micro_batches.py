@@ -70,7 +70,17 @@ def micro_batches(views: Views, size: int) -> list[MicroBatch]:
     """
     if size < 1:
         raise ValueError(f"micro_batch_size: {size} given, allowed is 1 or more images")
-    return [_part(views, start, min(start + size, views.batch_size)) for start in range(0, views.batch_size, size)]
+    images = _masked_images(views)
+    starts = range(0, views.batch_size, size)
+    return [_part(views, images, start, min(start + size, views.batch_size)) for start in starts]
+
+
+def _masked_images(views: Views) -> Tensor:
+    """[M] the image of each masked patch, on the CPU: one wait for the device, not one for each micro-batch."""
+    if "masked" not in views.masks:
+        return torch.empty(0, dtype=torch.int64)
+    patches = views.mask("mask").shape[-1]
+    return (views.mask("masked") // patches % views.batch_size).cpu()
 
 
 def join(tensors: Sequence[Tensor], parts: Sequence[MicroBatch], layout: Layout) -> Tensor:
@@ -124,7 +134,7 @@ def _check(tensor: Tensor, part: MicroBatch, layout: Layout) -> None:
         )
 
 
-def _part(views: Views, start: int, stop: int) -> MicroBatch:
+def _part(views: Views, masked_images: Tensor, start: int, stop: int) -> MicroBatch:
     batch, images = views.batch_size, stop - start
     masks: dict[str, Tensor] = {}
     mine = torch.empty(0, dtype=torch.int64)
@@ -137,7 +147,7 @@ def _part(views: Views, start: int, stop: int) -> MicroBatch:
         whole, weight = views.mask("masked"), views.mask("masked_weight")
         patches = views.mask("mask").shape[-1]
         crop, image = whole // (batch * patches), whole // patches % batch
-        mine = ((image >= start) & (image < stop)).nonzero()[:, 0]
+        mine = ((masked_images >= start) & (masked_images < stop)).nonzero()[:, 0].to(whole.device)
         moved = (crop * images + image - start) * patches + whole % patches
         # none is masked here: the first patch with weight 0, as `draw_masks` has it
         masks["masked"] = moved[mine] if len(mine) else whole.new_zeros(1)
