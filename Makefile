@@ -41,7 +41,7 @@ format: $(VENV)/.installed-dev  ## Format in place
 types: $(VENV)/.installed-dev  ## Type check
 	$(BIN)/mypy
 
-test: $(VENV)/.installed-dev lint types  ## Lint, types and the quick tests (under 10 minutes)
+test: $(VENV)/.installed-dev lint types  ## Lint, types and the quick tests (about 12 minutes on two cores)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.installed-dev lint types  ## Every test
