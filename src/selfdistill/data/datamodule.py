@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import lightning as L
@@ -11,15 +10,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from selfdistill.data.batches import EvaluationBatches, RawBatches, whole_images
 from selfdistill.data.images import Images, TensorImages
 from selfdistill.data.labels import check_labelled, labelled_part
-from selfdistill.data.sampler import EpochIndices, ResumableBatchSampler, ResumableLoader
+from selfdistill.data.sampler import ResumableBatchSampler, ResumableLoader, as_it_is
 from selfdistill.data.skipping import SkippingImages
 from selfdistill.data.sources import SPLITS, Source, Split
 from selfdistill.data.streaming import ShardImages
 from selfdistill.distributed import world_size
-from selfdistill.views.augment import ViewBatches, centre
-from selfdistill.views.augment_batched import as_float, batched_views, normalize
+from selfdistill.views.augment import ViewBatches
+from selfdistill.views.augment_batched import batched_views
 from selfdistill.views.specs import ViewRecipe
 from selfdistill.views.views import RawBatch
 
@@ -156,7 +156,7 @@ class DataModule(L.LightningDataModule):
         train.labels = labelled_part(train.labels, self._labelled_part)
         batches: Dataset[Any]
         if self.engine == "batched" and isinstance(train, TensorImages):
-            batches = _RawBatches(train, self.recipe, self.seed, labelled=self.labelled)
+            batches = RawBatches(train, self.recipe, self.seed, labelled=self.labelled)
         else:
             batches = ViewBatches(
                 train, self.recipe, seed=self.seed, mean=self.source.mean, std=self.source.std, labelled=self.labelled
@@ -194,10 +194,10 @@ class DataModule(L.LightningDataModule):
         if not (images.labels >= 0).any():
             raise ValueError(f"the {split} images have no labels, so nothing can be evaluated on them")
         return DataLoader(
-            _Evaluated(images, self.source.size, self.source.mean, self.source.std),
+            EvaluationBatches(images, self.source.size, self.source.mean, self.source.std),
             batch_size=self.eval_batch_size,
             num_workers=self.num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             pin_memory=torch.cuda.is_available(),
             # An iterator draws one number; from the global generator, an evaluation would change what follows it.
             generator=torch.Generator(),
@@ -205,7 +205,7 @@ class DataModule(L.LightningDataModule):
 
     def whole_images(self, index: Tensor) -> Tensor:
         """[B, C, size, size] float32 in [0, 1]: training images ``index`` [B] as they would be evaluated."""
-        return _whole(self._split("train"), index, self.source.size)[0]
+        return whole_images(self._split("train"), index, self.source.size)[0]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """As Lightning's, but the indices of a `RawBatch` stay on the CPU."""
@@ -240,52 +240,3 @@ class DataModule(L.LightningDataModule):
                 f"data.batch_size={self.batch_size} is larger than the training set of {self.num_train} images{share}; "
                 f"give at most {most}"
             )
-
-
-class _RawBatches(Dataset[RawBatch]):
-    """Whole batches of images held in memory, with the masks of their views."""
-
-    def __init__(self, images: TensorImages, recipe: ViewRecipe, seed: int, *, labelled: bool) -> None:
-        self.images = images
-        self.recipe = recipe
-        self.seed = seed
-        self.labelled = labelled
-
-    def __getitem__(self, indices: EpochIndices) -> RawBatch:
-        index = torch.tensor(indices)
-        labels = self.images.labels[index] if self.labelled else None
-        masks = self.recipe.draw_masks(index, seed=self.seed, epoch=indices.epoch)
-        return RawBatch(self.images.images[index], index, indices.epoch, labels, masks)
-
-
-def _whole(images: Images, index: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Those of ``index`` [B] without augmentation, [B, C, size, size] float32 in [0, 1], and their labels."""
-    if isinstance(images, TensorImages):
-        return as_float(images.images[index]), images.labels[index]
-    pairs = [images[sample] for sample in index.tolist()]
-    return as_float(torch.stack([centre(image, size) for image, _ in pairs])), torch.stack(
-        [label for _, label in pairs]
-    )
-
-
-class _Evaluated(Dataset[tuple[Tensor, Tensor]]):
-    """Images as the network is evaluated on them, a whole batch at a time."""
-
-    def __init__(self, images: Images, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.images = images
-        self.labelled = (images.labels >= 0).nonzero()[:, 0]
-        self.size = size
-        self.mean = mean
-        self.std = std
-
-    def __len__(self) -> int:
-        return len(self.labelled)
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
-        index = self.labelled[indices]
-        images, labels = _whole(self.images, index, self.size)
-        return normalize(images, self.mean, self.std), labels
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

@@ -134,7 +134,7 @@ class ResumableLoader(DataLoader[Any]):
             batch_size=None,
             sampler=sampler,
             num_workers=num_workers,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             # Each iterator draws a seed for its workers; from the global generator that would shift every later draw of
@@ -183,5 +183,5 @@ class ResumableLoader(DataLoader[Any]):
         return self._order.epoch, position if self._order.epoch == epoch else 0
 
 
-def _as_it_is(batch: Any) -> Any:
+def as_it_is(batch: Any) -> Any:
     return batch

@@ -7,7 +7,7 @@ the groups of the optimizer as plain numbers, so that it is in every checkpoint 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from selfdistill.optim.checks import check_roles, check_values
 from selfdistill.optim.clipping import clip_gradients
 from selfdistill.optim.groups import NamedParameters, kind_of, layer_factors, without_repeats
 from selfdistill.optim.lars import Lars
@@ -27,17 +28,10 @@ from selfdistill.schedules import (
     LinearSchedule,
     Schedule,
     WarmupSchedule,
-    check_duration,
     duration_in_steps,
 )
 
 Roles: TypeAlias = Mapping[str, Iterable[nn.Parameter]]
-
-_NAMES = ("adamw", "sgd", "lars")
-_SHAPES = ("cosine", "linear", "constant")
-_SCALINGS = ("none", "linear", "sqrt")
-_CLIP_MODES = ("global", "parameter", "module")
-_KINDS = ("bias", "norm", "token")
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,41 +93,7 @@ class OptimizerRecipe:
     clip_mode: Literal["global", "parameter", "module"] = "global"
 
     def __post_init__(self) -> None:
-        if callable(self.name):
-            if self.lr is not None or self.weight_decay:
-                raise ValueError(
-                    f"lr, weight_decay: {self.lr}, {self.weight_decay} given beside a function for name; "
-                    "give them to the optimizer that the function makes"
-                )
-        else:
-            _one_of("name", self.name, _NAMES, " or a function from parameter groups to an optimizer")
-            if self.lr is None:
-                raise ValueError(f"lr: required with name={self.name}; give the peak learning rate")
-        _one_of("schedule", self.schedule, _SHAPES)
-        _one_of("scaling", self.scaling, _SCALINGS)
-        _one_of("clip_mode", self.clip_mode, _CLIP_MODES)
-        for name in ("lr", "weight_decay", "weight_decay_end", "lr_start", "lr_end"):
-            _at_least_zero(name, getattr(self, name))
-        for name, value in self.lr_multipliers.items():
-            _at_least_zero(f"lr_multipliers.{name}", value)
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas: {tuple(self.betas)} given, allowed are two numbers in [0, 1)")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum: {self.momentum} given, allowed is a number in [0, 1)")
-        if self.reference_batch < 1:
-            raise ValueError(f"reference_batch: {self.reference_batch} given, allowed is 1 or more")
-        if not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay: {self.layer_decay} given, allowed is a number in (0, 1]")
-        if self.clip is not None and not 0 < self.clip < math.inf:
-            raise ValueError(f"clip: {self.clip} given, allowed is a finite number above 0, or None")
-        check_duration("warmup", self.warmup)
-        for name, duration in self.freeze.items():
-            check_duration(f"freeze.{name}", duration)
-        for argument in ("decay_exclude", "constant_lr"):
-            _refuse_string(argument, getattr(self, argument))
-        for kind in self.decay_exclude:
-            if not kind.startswith("role:"):
-                _one_of("decay_exclude", kind, _KINDS, " or role:<name>")
+        check_values(self)
         # values of its own: what comes from a config may be changed, and need not be plain
         for argument in ("betas", "decay_exclude", "constant_lr"):
             object.__setattr__(self, argument, tuple(getattr(self, argument)))
@@ -176,7 +136,7 @@ class OptimizerRecipe:
         if not named:
             raise ValueError("named_parameters: none given; the module has nothing to train")
         members = {role: {id(p) for p in parameters} for role, parameters in (roles or {}).items()}
-        self._check_roles(members)
+        check_roles(self, members)
         by_layer = layer_factors([name for name, _ in named], self.layer_decay)
         groups: dict[tuple[float, bool, bool, bool], list[Tensor]] = {}  # sharded ones apart from whole ones
         for name, parameter in named:
@@ -269,32 +229,3 @@ class OptimizerRecipe:
         if self.weight_decay_end is None:
             return ConstantSchedule(start)
         return CosineSchedule(start, self.weight_decay_end)
-
-    def _check_roles(self, known: Collection[str]) -> None:
-        excluded = [kind.removeprefix("role:") for kind in self.decay_exclude if kind.startswith("role:")]
-        named = {
-            "constant_lr": self.constant_lr,
-            "freeze": self.freeze,
-            "lr_multipliers": self.lr_multipliers,
-            "decay_exclude": excluded,
-        }
-        for argument, roles in named.items():
-            for role in roles:
-                if role not in known:
-                    has = ", ".join(known) or "no roles"
-                    raise ValueError(f"{argument}: role {role!r} given, this module has {has}")
-
-
-def _refuse_string(argument: str, value: Sequence[str]) -> None:
-    if isinstance(value, str):
-        raise ValueError(f"{argument}: {value!r} given, allowed is a list of names, e.g. [{value}]")
-
-
-def _one_of(argument: str, value: object, allowed: Sequence[str], more: str = "") -> None:
-    if value not in allowed:
-        raise ValueError(f"{argument}: {value!r} given, allowed is {', '.join(allowed) or 'none'}{more}")
-
-
-def _at_least_zero(argument: str, value: float | None) -> None:
-    if value is not None and not 0 <= value < math.inf:
-        raise ValueError(f"{argument}: {value} given, allowed is a finite number ≥ 0")
