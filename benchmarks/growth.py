@@ -20,8 +20,12 @@ from peers_steps import BOTH, STUDENT, TEACHER, crops
 from runs import table, write_section
 from torch import Tensor, nn
 
+from selfdistill.allocator import keep_freed_memory
+from selfdistill.config import check
+from selfdistill.costs import ddp, fsdp2, units_of
 from selfdistill.divergences import fused_cross_entropy
 from selfdistill.divergences.prototypes import prototype_cross_entropy
+from selfdistill.estimate import Planned
 from selfdistill.evaluation import knn_predict
 from selfdistill.methods import BYOL, DINO, MoCo, MultiHead
 from selfdistill.networks import SmallCNN
@@ -134,11 +138,11 @@ def seconds(growth: Growth, repeats: int) -> list[float]:
     """Median processor seconds of a call at each size, the sizes taken in turn."""
     works = [growth.build(size) for size in growth.sizes]
     found: list[list[float]] = [[] for _ in works]
-    for turn in range(repeats + 1):
+    for turn in range(repeats + 2):
         for work, times in zip(works, found, strict=True):
             start = time.process_time()
             work()
-            if turn:  # the first is for warming up
+            if turn > 1:  # the first are for warming up, the allocator too
                 times.append(time.process_time() - start)
     return [statistics.median(times) for times in found]
 
@@ -155,12 +159,44 @@ def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
     return statistics.linear_regression(x, y).slope
 
 
+def over_ranks() -> str:
+    """A DINOv2 ViT-L step on more and more GPUs, the batch of each constant, from the cost table's formulas."""
+    ranks = (16, 64, 256, 1024)
+    planned = Planned(
+        check("train", ["method=dinov2_like", "backbone=vit_large", "data=imagenet", "data.batch_size=64"]).config
+    )
+    cost, units = planned.cost(checkpointing=False), units_of(planned.module)
+    rows = []
+    for name, shares in (
+        ("DDP", [ddp(cost, count) for count in ranks]),
+        ("FSDP2", [fsdp2(cost, count, units) for count in ranks]),
+    ):
+        sent, memory = ([f(share) / 2**20 for share in shares] for f in (lambda s: s.sent, lambda s: s.memory))
+        rows.append(
+            [
+                f"{name}, ranks",
+                " ".join(f"{count:,}" for count in ranks),
+                " ".join(f"{value:,.0f}" for value in sent),
+                f"{exponent(ranks, sent):.2f} (0)",
+                " ".join(f"{value:,.0f}" for value in memory),
+                f"{exponent(ranks, memory):.2f} (0)",
+            ]
+        )
+    header = ["work, size", "sizes", "MiB sent by a rank", "exponent (theory)", "MiB of a rank", "exponent (theory)"]
+    return (
+        "Ranks, simulated, nothing measured (a DINOv2 step of a ViT-L; more in the section on 1 to 1,024 GPUs):\n\n"
+        + table(header, rows)
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peak", nargs=2, metavar=("WORK", "SIZE"))
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if not given.peak:  # as the commands do; the memory of one call is measured without
+        keep_freed_memory()
     if given.peak:
         name, size = given.peak
         (growth,) = (growth for growth in GROWTHS if growth.name == name)
@@ -186,9 +222,10 @@ def main() -> None:
     write_section(
         "growth",
         f"### Growth\n\n`python benchmarks/growth.py`: {machine()}; processor time of a call, median of "
-        f"{given.repeats}; memory is what a first call adds to a process of its own that holds the inputs. Exponents "
-        "are fitted: what does not depend on the size lowers them; memory that is taken anew from the system, from "
-        "arrays of 32 MiB on, and caches that no longer hold them raise those of time.\n\n" + table(header, rows),
+        f"{given.repeats}, the C library keeping what is freed, as in our commands (without it, arrays of 32 MiB and "
+        "more are zeroed anew at each use, which bends the curves upwards); memory is what a first call adds to a "
+        "process of its own that holds the inputs. Exponents are fitted: what does not depend on the size lowers them, "
+        "caches that no longer hold the arrays raise those of time.\n\n" + table(header, rows) + "\n\n" + over_ranks(),
     )
 
 

@@ -185,12 +185,15 @@ def moco(batch: int = 32, *, channels_last: bool = False) -> Pair:
     return Pair(lambda: mine(views), theirs, 1e-3)
 
 
-def byol(batch: int = 32) -> Pair:
+def byol(batch: int = 32, *, compiled: bool = False) -> Pair:
     from lightly.loss import NegativeCosineSimilarity
     from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
 
     backbone = timm.create_model("resnet18", num_classes=0)
     module = BYOL(copy.deepcopy(backbone), teacher=TeacherPolicy.ema(MOMENTUM, mode="train"))
+    if compiled:
+        for tower in (module.student, module.teacher):
+            tower.compile()
     views = Views(crops(batch, 32, 32), (BOTH, BOTH))
     mine = ours(module, "sgd")
     their = Theirs([backbone, BYOLProjectionHead(512, 4096, 256), BYOLPredictionHead(256, 4096, 256)], sgd)
@@ -219,4 +222,5 @@ ROWS = [
     Row("MoCo v2, ResNet-18 at 64 px, K = 65,536, B = 32", 1.1, moco, repeats=9, peaks=True),
     Row("the same, `channels_last=true`", 1.1, lambda: moco(channels_last=True), repeats=9),
     Row("BYOL, ResNet-18 at 32 px, B = 32 (not the same value: batch norm sees both views)", 1.0, byol, repeats=9),
+    Row("the same, `compile=true`", 1.1, lambda: byol(compiled=True), 9, False, False),
 ]  # fmt: skip

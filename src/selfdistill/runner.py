@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from selfdistill import __version__
+from selfdistill.allocator import keep_freed_memory
 from selfdistill.assembly import (
     build_callbacks,
     build_data,
@@ -100,6 +101,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     check_values(plain)
     OmegaConf.resolve(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
+    keep_freed_memory()
     datamodule = build_data(config)
     check_limit(config, datamodule)
     module = build_method(config)

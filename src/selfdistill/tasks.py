@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from safetensors import safe_open
 
+from selfdistill.allocator import keep_freed_memory
 from selfdistill.assembly import check_classes
 from selfdistill.config import UserError, resolved
 from selfdistill.data import DataModule, Source, Split
@@ -44,6 +45,7 @@ def evaluate(config: DictConfig) -> float | None:
         UserError: what was asked for cannot work; nothing is written.
     """
     quiet()
+    keep_freed_memory()
     with clear_errors(), processes():
         plain = resolved(config)
         protocols = [instantiate(node) for node in config.protocol.values()]

@@ -56,8 +56,12 @@ class Trace(L.Callback):
         self.waits.__exit__(None, None, None)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_step_does_not_wait(method: str, compose: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("method", "micro_batch_size"), [*((m, None) for m in METHODS), ("swav_like", 8), ("ibot_like", 8)]
+)
+def test_a_step_does_not_wait(
+    method: str, micro_batch_size: int | None, compose: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # on a device it looks at logging steps only
     monkeypatch.setattr(SelfDistillModule, "_refuse_non_finite", lambda self: None)
     config = compose(f"method={method}", "debug=fast")
@@ -75,7 +79,9 @@ def test_a_step_does_not_wait(method: str, compose: Any, tmp_path: Path, monkeyp
         limit_val_batches=0,
         callbacks=[TeacherUpdate(), trace],
     )
-    trainer.fit(build_method(config), build_data(config))
+    module = build_method(config)
+    module.micro_batch_size = micro_batch_size
+    trainer.fit(module, build_data(config))
     assert trace.waits.operations > 100
     assert trace.waits.found == []
 
