@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from selfdistill.report.charts import COLOURS, padded, said, thinned, ticks
+from selfdistill.report.axes import Axes, padded, ticks
+from selfdistill.report.charts import COLOURS, thinned
 from selfdistill.report.effects import MANY, numbers
 from selfdistill.report.read import Series
 from selfdistill.report.sweep import Job
@@ -54,32 +55,12 @@ def legend(names: Sequence[str]) -> str:
 def overlay_chart(title: str, unit: str, curves: Sequence[Curve]) -> str:
     """A figure with a line for each run over the optimizer step, the best one thick and on top."""
     points = [point for curve in curves for point in curve.series]
-    x_low, x_high = padded(min(p[0] for p in points), max(p[0] for p in points))
     y_ticks = ticks(*padded(min(p[1] for p in points), max(p[1] for p in points)))
-    y_low, y_high = y_ticks[0], y_ticks[-1]
-    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-
-    def x(step: float) -> float:
-        return _LEFT + (step - x_low) / (x_high - x_low) * (right - _LEFT)
-
-    def y(value: float) -> float:
-        return bottom - (value - y_low) / (y_high - y_low) * (bottom - _TOP)
-
-    drawn = [
-        f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
-        f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(v) + 4:.1f}">{said(v)}</text>'
-        for v in y_ticks
-    ]
-    drawn += [
-        f'<text class="tick" text-anchor="middle" x="{x(v):.1f}" y="{bottom + 15}">{said(v)}</text>'
-        for v in ticks(x_low, x_high, 4)
-        if x_low <= v <= x_high
-    ]
-    drawn.append(f'<text class="axis" x="{(_LEFT + right) / 2}" y="{_HEIGHT - 4}">optimizer step</text>')
-    middle = (_TOP + bottom) / 2
-    drawn.append(f'<text class="axis" transform="rotate(-90 10 {middle})" x="10" y="{middle}">{escape(unit)}</text>')
+    steps = padded(min(p[0] for p in points), max(p[0] for p in points))
+    axes = Axes(_LEFT, _WIDTH - _RIGHT, _TOP, _HEIGHT - _BOTTOM, steps, (y_ticks[0], y_ticks[-1]))
+    drawn = [axes.drawn("optimizer step", unit)]
     for curve in sorted(curves, key=lambda curve: curve.best):
-        way = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in thinned(curve.series, _DRAWN))
+        way = axes.way(thinned(curve.series, _DRAWN))
         hover = f"<title>{escape(curve.label)}</title>"
         drawn.append(f'<g{_look(curve.group, curve.best)}><polyline points="{way}">{hover}</polyline></g>')
     spoken = escape(f"{title} in {unit} over the optimizer step, {len(curves)} runs")
