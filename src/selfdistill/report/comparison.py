@@ -92,15 +92,15 @@ def _runs(sweep: Sweep) -> str:
     rows = [
         [
             str(job.run),
-            *(rounded(job.settings.get(key, "")) for key in sweep.swept),
             "–" if job.objective is None else f"{job.objective:.4f}",
+            *(rounded(job.settings.get(key, "")) for key in sweep.swept),
             *_figures(job),
             job.summary.get("collapse") or "none seen",
             f"{job.summary.get('seconds', {}).get('train', 0):,.0f}",
         ]
         for job in finished
     ]
-    heads = ["run", *sweep.swept, "validation k-NN", "test k-NN", "raw pixels", "collapse", "seconds"]
+    heads = ["run", "validation k-NN", *sweep.swept, "test k-NN", "raw pixels", "collapse", "seconds"]
     return _tight(heads, rows) if rows else ""
 
 

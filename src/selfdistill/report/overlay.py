@@ -21,6 +21,7 @@ STYLE = """
 .runs polyline { fill: none; stroke: var(--c); stroke-width: 1.25; opacity: .75; stroke-linejoin: round; }
 .runs polyline:hover, .runs .best polyline { stroke-width: 3; opacity: 1; }
 .runs .dot { stroke-linecap: round; stroke-width: 5; }
+.runs .best .dot { stroke-width: 8; }
 .runs .dash polyline { stroke-dasharray: 5 3; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin: .25rem 0; padding: 0; list-style: none;
   font-size: .875rem; }
