@@ -12,7 +12,8 @@ from selfdistill.assembly import build_method, micro_batches
 from selfdistill.clock import Clock
 from selfdistill.config import UserError
 from selfdistill.costs import StepCost, ddp, fsdp2, meta_views, step_cost, units_of
-from selfdistill.costs.table import aligned, binary, cost_lines, decimal
+from selfdistill.costs.table import binary, cost_lines, decimal
+from selfdistill.text_table import aligned
 from selfdistill.views import ViewRecipe
 
 GPUS = (1, 8, 32, 128)

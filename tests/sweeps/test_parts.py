@@ -218,6 +218,15 @@ def test_the_page_is_whole_and_says_what_did_not_run() -> None:
     assert re.findall(r'<g class="([^"]*)"', curves)[-1] == "best"
 
 
+def test_ties_are_said_and_the_legend_names_what_is_drawn() -> None:
+    jobs = [job(0, 0.5, m="x"), job(1, 0.5, m="y"), job(2, 0.4, m="z"), job(3, None, "refused", m="never")]
+    text = comparison(sweep_of(*jobs))
+    assert "Best run: m=x (000), validation k-NN 0.5000, as 1 other." in text
+    assert re.findall(r"</i>(.*?)</li>", text) == 2 * ["x", "y", "z"]
+    assert "others" not in comparison(sweep_of(*jobs[1:]))
+    assert ", as 2 others." in comparison(sweep_of(*jobs, job(4, 0.5, m="x")))
+
+
 @pytest.mark.parametrize("jobs", [[job(0, None, "failed")], [job(0, 0.5)], [job(0, 0.5, a="x"), job(1, 0.5, a="x")]])
 def test_a_page_of_little(jobs: list[Job]) -> None:
     assert Balance(comparison(sweep_of(*jobs))).open == []

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from selfdistill.costs.step import StepCost
+from selfdistill.text_table import aligned
 from selfdistill.views import ViewRecipe
 
 _PARTS = ("student", "beside", "teacher")
@@ -62,16 +62,6 @@ def as_plain(cost: StepCost) -> dict[str, Any]:
         "flops": {"teacher": cost.teacher_flops, "student": cost.student_flops, "loss": cost.loss_flops,
                   "backward": cost.backward_flops, "step": cost.flops, "formula": cost.formula_flops},
     }  # fmt: skip
-
-
-def aligned(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    """Columns under their heads, the first to the left, numbers to the right."""
-    lines = [list(header), *map(list, rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
-        for line in lines
-    )
 
 
 def binary(size: float) -> str:

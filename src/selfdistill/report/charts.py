@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from selfdistill.report.axes import Axes, padded, ticks
 from selfdistill.report.read import Series
 
 # In units of the viewBox, which on a phone is about one a pixel.
@@ -55,41 +56,22 @@ def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[
     bottom = top + _HEIGHT - _TOP - _BOTTOM
     height = bottom + _BOTTOM
 
-    def x(step: float) -> float:
-        return _LEFT + (step - x_low) / (x_high - x_low) * (right - _LEFT)
-
-    def y(value: float) -> float:
-        return bottom - (value - y_low) / (y_high - y_low) * (bottom - top)
-
-    drawn = [
-        f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
-        f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(v) + 4:.1f}">{said(v)}</text>'
-        for v in y_ticks
-    ]
-    drawn += [
-        f'<text class="tick" text-anchor="middle" x="{x(v):.1f}" y="{bottom + 15}">{said(v)}</text>'
-        for v in ticks(x_low, x_high)
-        if x_low <= v <= x_high
-    ]
-    drawn.append(f'<text class="axis" x="{(_LEFT + right) / 2}" y="{height - 4}">optimizer step</text>')
-    middle = (top + bottom) / 2
-    drawn.append(f'<text class="axis" transform="rotate(-90 10 {middle})" x="10" y="{middle}">{escape(unit)}</text>')
+    axes = Axes(_LEFT, right, top, bottom, (x_low, x_high), (y_low, y_high))
+    drawn = [axes.drawn("optimizer step", unit)]
     posts, names = [], []
     for mark, row in zip(marks, rows, strict=True):
-        at, above = x(mark.step), _TOP + _ROW * row
+        at, above = axes.x(mark.step), _TOP + _ROW * row
         start = min(at, _WIDTH - _LETTER * len(mark.label))
         hover = f'<g class="mark"><title>{escape(mark.text)}</title>'
         posts.append(f'{hover}<line x1="{at:.1f}" x2="{at:.1f}" y1="{above + 3}" y2="{bottom}"/></g>')
         names.append(f'{hover}<text x="{start:.1f}" y="{above}">{escape(mark.label)}</text></g>')
     drawn += posts + names
-    ends = _apart([y(series[-1][1]) for series in lines.values()], top, bottom)
+    ends = _apart([axes.y(series[-1][1]) for series in lines.values()], top, bottom)
     for place, ((label, series), end) in enumerate(zip(lines.items(), ends, strict=True)):
-        kept = thinned(series, _DRAWN)
-        way = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in kept)
-        last = f"{x(series[-1][0]):.1f},{y(series[-1][1]):.1f}"
+        way, last = axes.way(thinned(series, _DRAWN)), axes.way(series[-1:])
         dots = " few" if len(series) <= _DOTS else ""
         told = "".join(
-            f'<circle cx="{x(step):.1f}" cy="{y(value):.1f}" r="3"><title>'
+            f'<circle cx="{axes.x(step):.1f}" cy="{axes.y(value):.1f}" r="3"><title>'
             f"{escape(label)} {value:.4g} at step {step:,.0f}</title></circle>"
             for step, value in thinned(series, _TOLD)
         )
@@ -105,30 +87,6 @@ def line_chart(title: str, unit: str, lines: dict[str, Series], marks: Sequence[
         f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {_WIDTH} {height}" role="img" '
         f'aria-label="{spoken}">{"".join(drawn)}</svg>{below}</figure>'
     )
-
-
-def padded(low: float, high: float) -> tuple[float, float]:
-    """The range, or one around a single value."""
-    if high - low > 1e-9 * max(abs(low), abs(high)):
-        return low, high
-    around = abs(low) / 20 or 1.0
-    return low - around, high + around
-
-
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers around [low, high], 1, 2 or 5 times a power of ten apart, at most ``most`` gaps."""
-    raw = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(raw))
-    apart = next((factor * power for factor in (1, 2, 5) if factor * power >= raw * (1 - 1e-9)), 10 * power)
-    return [apart * place for place in range(math.floor(low / apart + 1e-9), math.ceil(high / apart - 1e-9) + 1)]
-
-
-def said(value: float) -> str:
-    """A number in the room of a tick."""
-    if 0 < abs(value) < 1e-4 or (abs(value) < 1e-2 and len(f"{abs(value):.6g}") > 6):
-        digits, _, power = f"{value:.5e}".partition("e")
-        return f"{float(digits):g}e{int(power)}".replace("-", "−")
-    return (f"{value:,.6g}" if abs(value) < 1e5 else f"{value / 1000:,.6g}k").replace("-", "−")
 
 
 def thinned(series: Series, most: int) -> Series:

@@ -58,7 +58,9 @@ def _best(sweep: Sweep) -> str:
     collapse = best.summary.get("collapse")
     bad = " bad" if collapse else ""
     warned = f"; but its monitor says: {collapse}" if collapse else ""
-    said = f"Best run: {best.label} ({best.run}), validation k-NN {best.objective:.4f}{tested}{warned}."
+    ties = sum(job.objective == best.objective for job in ranked) - 1
+    tied = f", as {ties} other{'s' * (ties > 1)}" if ties else ""
+    said = f"Best run: {best.label} ({best.run}), validation k-NN {best.objective:.4f}{tied}{tested}{warned}."
     top = over_seeds(sweep)[0]
     if len(top.settings) and len(top.values) > 1 and "seed" in sweep.swept:
         named = said_settings(top.settings)
@@ -90,15 +92,15 @@ def _runs(sweep: Sweep) -> str:
     rows = [
         [
             str(job.run),
-            *(rounded(job.settings.get(key, "")) for key in sweep.swept),
             "–" if job.objective is None else f"{job.objective:.4f}",
+            *(rounded(job.settings.get(key, "")) for key in sweep.swept),
             *_figures(job),
             job.summary.get("collapse") or "none seen",
             f"{job.summary.get('seconds', {}).get('train', 0):,.0f}",
         ]
         for job in finished
     ]
-    heads = ["run", *sweep.swept, "validation k-NN", "test k-NN", "raw pixels", "collapse", "seconds"]
+    heads = ["run", "validation k-NN", *sweep.swept, "test k-NN", "raw pixels", "collapse", "seconds"]
     return _tight(heads, rows) if rows else ""
 
 
@@ -136,9 +138,10 @@ def _groups(sweep: Sweep) -> tuple[dict[int, int], str]:
     key = next((key for key in sweep.swept if key != "seed"), next(iter(sweep.swept), None))
     if key is None:
         return {job.number: 0 for job in sweep.jobs}, ""
-    names = levels([job.settings.get(key, "") for job in sweep.jobs])
+    drawn = [job for job in sweep.jobs if job.series or job.objective is not None]
+    names = levels([job.settings.get(key, "") for job in drawn])
     order = list(dict.fromkeys(names))
-    colours = {job.number: order.index(name) for job, name in zip(sweep.jobs, names, strict=True)}
+    colours = {job.number: order.index(name) for job, name in zip(drawn, names, strict=True)}
     return colours, f"{legend(order)}<p class=facts>colour: {escape(key)}; thick: the best run</p>"
 
 

@@ -17,20 +17,21 @@ def configuration(config: Mapping[str, Any], defaults: Mapping[str, Any] | None)
     values = {key: _plain(value) for key, value in flatten(config) if key != "run_dir"}
     if defaults is None:
         rows = [[escape(key), escape(value)] for key, value in values.items()]
-        return cells([], rows)
+        return f"<div class=loose>{cells([], rows)}</div>"
     usual = {key: _plain(value) for key, value in flatten(defaults)}
     # paths inside the run's folder differ in every run
     inside = config.get("run_dir") or "\0"
     changed = [key for key, value in values.items() if usual.get(key) != value and inside not in value]
     said = "<p>As the method comes.</p>"
     if changed:
-        heads = ["key", "this run", "default of the method"]
+        heads = ["key", "this run", "by default"]
         said = table(heads, [[key, values[key], usual.get(key, "–")] for key in changed])
     rows = [
         [f"<b>{escape(key)}</b>", f"<b>{escape(value)}</b>"] if key in changed else [escape(key), escape(value)]
         for key, value in values.items()
     ]
-    return f"{said}<details><summary>all {len(rows)} keys</summary>{cells([], rows)}</details>"
+    every = f"<details><summary>all {len(rows)} keys</summary>{cells([], rows)}</details>"
+    return f"<div class=loose>{said}{every}</div>"
 
 
 def origin(provenance: Mapping[str, Any]) -> str:
@@ -44,7 +45,7 @@ def origin(provenance: Mapping[str, Any]) -> str:
     rows += [
         [name, str(value)] for part in ("versions", "hardware") for name, value in provenance.get(part, {}).items()
     ]
-    return table([], rows)
+    return f"<div class=loose>{table([], rows)}</div>"
 
 
 def _plain(value: Any) -> str:

@@ -41,10 +41,12 @@ def cost(summary: Mapping[str, Any]) -> str:
     """The formulas beside what the run counted and measured under ``cost``, and its time; empty without any."""
     stored = summary.get("cost") or {}
     predicted, measured = (dict(flatten(stored.get(part) or {})) for part in ("predicted", "measured"))
-    memory = [[name, f"{predicted[key] / 2**20:,.2f} MiB"] for key, name in _MEMORY if predicted.get(key)]
+    memory = [[name, _said(predicted[key])] for key, name in _MEMORY if predicted.get(key)]
+    if not predicted.get("bytes.teacher"):
+        memory = [[name.replace("2·M", "M"), size] for name, size in memory]
     if measured.get("peak_bytes"):
         whole = ", the process's own needs included" if measured.get("peak_of") == "process" else ""
-        memory.append([f"<b>peak of a step, measured</b>{whole}", f"{measured['peak_bytes'] / 2**20:,.2f} MiB"])
+        memory.append([f"<b>peak of a step, measured</b>{whole}", _said(measured["peak_bytes"])])
     work = [[name, f"{predicted[key] / 1e9:,.3f} GFLOP"] for key, name in _WORK if predicted.get(key)]
     if seconds := measured.get("step_seconds"):
         work.append(["<b>a step, measured</b> (median)", f"{1000 * seconds:,.1f} ms"])
@@ -55,6 +57,10 @@ def cost(summary: Mapping[str, Any]) -> str:
     if spent:
         parts.append(table([], spent, numbers=True))
     return f"{_FORMULAS}<div class=beside>{''.join(parts)}</div>" if parts else ""
+
+
+def _said(size: float) -> str:
+    return f"{size / 2**20:,.2f} MiB" if size >= 2**20 / 100 else f"{size / 2**10:,.2f} KiB"
 
 
 def _spent(summary: Mapping[str, Any]) -> list[list[str]]:

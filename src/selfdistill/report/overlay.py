@@ -7,18 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from selfdistill.report.charts import COLOURS, padded, said, thinned, ticks
+from selfdistill.report.axes import Axes, padded, ticks
+from selfdistill.report.charts import COLOURS, thinned
 from selfdistill.report.effects import MANY, numbers
 from selfdistill.report.read import Series
 from selfdistill.report.sweep import Job
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 368, 230, 60, 12, 10, 36
-_AXIS, _TALL, _MARGIN = 150, 260, 70
+_AXIS, _TALL, _MARGIN, _LETTER = 150, 260, 90, 6.6
 _DRAWN = 200
 
 STYLE = """
 .runs polyline { fill: none; stroke: var(--c); stroke-width: 1.25; opacity: .75; stroke-linejoin: round; }
 .runs polyline:hover, .runs .best polyline { stroke-width: 3; opacity: 1; }
+.runs .dot { stroke-linecap: round; stroke-width: 5; }
+.runs .best .dot { stroke-width: 8; }
 .runs .dash polyline { stroke-dasharray: 5 3; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1rem; margin: .25rem 0; padding: 0; list-style: none;
   font-size: .875rem; }
@@ -27,7 +30,6 @@ STYLE = """
 .legend .dash i { border-top-style: dashed; }
 .wide svg { min-width: var(--least); }
 .tight td { white-space: nowrap; font-variant-numeric: tabular-nums; }
-.loose th { overflow-wrap: anywhere; white-space: normal; }
 .bar { display: inline-block; height: .7em; background: var(--c0); }
 svg .axisline { stroke: var(--soft); stroke-width: 1; }
 svg .name { font-weight: 600; text-anchor: middle; }
@@ -54,34 +56,16 @@ def legend(names: Sequence[str]) -> str:
 def overlay_chart(title: str, unit: str, curves: Sequence[Curve]) -> str:
     """A figure with a line for each run over the optimizer step, the best one thick and on top."""
     points = [point for curve in curves for point in curve.series]
-    x_low, x_high = padded(min(p[0] for p in points), max(p[0] for p in points))
     y_ticks = ticks(*padded(min(p[1] for p in points), max(p[1] for p in points)))
-    y_low, y_high = y_ticks[0], y_ticks[-1]
-    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-
-    def x(step: float) -> float:
-        return _LEFT + (step - x_low) / (x_high - x_low) * (right - _LEFT)
-
-    def y(value: float) -> float:
-        return bottom - (value - y_low) / (y_high - y_low) * (bottom - _TOP)
-
-    drawn = [
-        f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
-        f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(v) + 4:.1f}">{said(v)}</text>'
-        for v in y_ticks
-    ]
-    drawn += [
-        f'<text class="tick" text-anchor="middle" x="{x(v):.1f}" y="{bottom + 15}">{said(v)}</text>'
-        for v in ticks(x_low, x_high, 4)
-        if x_low <= v <= x_high
-    ]
-    drawn.append(f'<text class="axis" x="{(_LEFT + right) / 2}" y="{_HEIGHT - 4}">optimizer step</text>')
-    middle = (_TOP + bottom) / 2
-    drawn.append(f'<text class="axis" transform="rotate(-90 10 {middle})" x="10" y="{middle}">{escape(unit)}</text>')
+    steps = padded(min(p[0] for p in points), max(p[0] for p in points))
+    axes = Axes(_LEFT, _WIDTH - _RIGHT, _TOP, _HEIGHT - _BOTTOM, steps, (y_ticks[0], y_ticks[-1]))
+    drawn = [axes.drawn("optimizer step", unit)]
     for curve in sorted(curves, key=lambda curve: curve.best):
-        way = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in thinned(curve.series, _DRAWN))
+        kept = thinned(curve.series, _DRAWN)
+        # a line of one point is not seen: from it to itself, with round ends, it is a dot
+        way, one = axes.way(kept if len(kept) > 1 else 2 * kept), " class=dot" if len(kept) == 1 else ""
         hover = f"<title>{escape(curve.label)}</title>"
-        drawn.append(f'<g{_look(curve.group, curve.best)}><polyline points="{way}">{hover}</polyline></g>')
+        drawn.append(f'<g{_look(curve.group, curve.best)}><polyline{one} points="{way}">{hover}</polyline></g>')
     spoken = escape(f"{title} in {unit} over the optimizer step, {len(curves)} runs")
     return (
         f'<figure class=runs><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
@@ -102,25 +86,25 @@ def parallel_coordinates(keys: Sequence[str], jobs: Sequence[Job], groups: Seque
     columns.append([str(job.objective) for job in jobs])
     in_command = sorted(jobs, key=lambda job: job.number)
     order = [list(dict.fromkeys(job.settings.get(key, "") for job in in_command)) for key in keys]
-    width, bottom = 2 * _MARGIN + _AXIS * (len(axes) - 1), _TALL - 14
+    scales = [_axis(column, single) for column, single in zip(columns, [*order, None], strict=True)]
+    left = max(_MARGIN, 12 + _LETTER * max(len(_short(text, 20)) for _, text in scales[0][1]))
+    width, bottom = left + _MARGIN + _AXIS * (len(axes) - 1), _TALL - 14
     drawn, heights = [], []
-    for place, (name, column) in enumerate(zip(axes, columns, strict=True)):
-        at = _MARGIN + _AXIS * place
-        shares, marks = _axis(column, order[place] if place < len(keys) else None)
+    for place, (name, (shares, marks)) in enumerate(zip(axes, scales, strict=True)):
+        at = left + _AXIS * place
         heights.append([bottom - share * (bottom - 34) for share in shares])
         drawn.append(
             f'<text class="name" x="{at}" y="14">{escape(_short(name, 24))}</text>'
             f'<line class="axisline" x1="{at}" x2="{at}" y1="30" y2="{bottom + 4}"/>'
         )
         for share, text in marks:
-            # beside the axis, over the lines
+            # beside the axis: of the first one where no line is, of the others over the lines
             height = bottom - share * (bottom - 34)
-            drawn.append(
-                f'<text class="tick level" x="{at + 5}" y="{height + 4:.1f}">{escape(_short(text, 20))}</text>'
-            )
+            where = f'x="{at + 5}"' if place else f'x="{at - 5}" text-anchor="end"'
+            drawn.append(f'<text class="tick level" {where} y="{height + 4:.1f}">{escape(_short(text, 20))}</text>')
     lines = []
     for number, job in reversed(list(enumerate(jobs))):
-        way = " ".join(f"{_MARGIN + _AXIS * place},{column[number]:.1f}" for place, column in enumerate(heights))
+        way = " ".join(f"{left + _AXIS * place},{column[number]:.1f}" for place, column in enumerate(heights))
         hover = f"<title>{escape(f'{job.label}: validation k-NN {job.objective:.4g}')}</title>"
         lines.append(f'<g{_look(groups[number], number == 0)}><polyline points="{way}">{hover}</polyline></g>')
     spoken = escape(f"Parallel coordinates of {len(jobs)} jobs over {', '.join(axes)}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from selfdistill.report.charts import padded, said, thinned, ticks
+from selfdistill.report.axes import Axes, padded
+from selfdistill.report.charts import thinned
 from selfdistill.report.read import Series
 
 _SIZE, _LEFT, _RIGHT, _TOP, _BOTTOM = (368, 210), 60, 24, 14, 36
@@ -14,35 +15,14 @@ def plane(alignment: Series, uniformity: Series) -> str:
     points = [(step, value, other[step]) for step, value in alignment if step in other]
     if len(points) < 2:
         return ""
-    (width, height), bottom = _SIZE, _SIZE[1] - _BOTTOM
-    x_low, x_high = padded(min(p[1] for p in points), max(p[1] for p in points))
-    y_low, y_high = padded(min(p[2] for p in points), max(p[2] for p in points))
-
-    def x(value: float) -> float:
-        return _LEFT + (value - x_low) / (x_high - x_low) * (width - _RIGHT - _LEFT)
-
-    def y(value: float) -> float:
-        return bottom - (value - y_low) / (y_high - y_low) * (bottom - _TOP)
-
-    drawn = [
-        f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
-        f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{y(v) + 4:.1f}">{said(v)}</text>'
-        for v in ticks(y_low, y_high)
-        if y_low <= v <= y_high
-    ]
-    drawn += [
-        f'<text class="tick" text-anchor="middle" x="{x(v):.1f}" y="{bottom + 15}">{said(v)}</text>'
-        for v in ticks(x_low, x_high, 4)
-        if x_low <= v <= x_high
-    ]
-    drawn.append(
-        f'<text class="axis" x="{(_LEFT + width - _RIGHT) / 2}" y="{height - 4}">alignment (low: close)</text>'
-    )
-    middle = (_TOP + bottom) / 2
-    drawn.append(f'<text class="axis" transform="rotate(-90 10 {middle})" x="10" y="{middle}">uniformity</text>')
+    width, height = _SIZE
+    across, up = (padded(min(p[place] for p in points), max(p[place] for p in points)) for place in (1, 2))
+    axes = Axes(_LEFT, width - _RIGHT, _TOP, height - _BOTTOM, across, up)
+    x, y = axes.x, axes.y
+    drawn = [axes.drawn("alignment (low: close)", "uniformity")]
     kept = {step for step, _ in thinned([(p[0], p[1]) for p in points], 100)}
     shown = [point for point in points if point[0] in kept]
-    way = " ".join(f"{x(a):.1f},{y(u):.1f}" for _, a, u in shown)
+    way = axes.way((a, u) for _, a, u in shown)
     told = "".join(
         f'<circle cx="{x(a):.1f}" cy="{y(u):.1f}" r="{5 if place in (0, len(shown) - 1) else 2.5}">'
         f"<title>step {step:,.0f}: alignment {a:.4g}, uniformity {u:.4g}</title></circle>"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from statistics import median
 
-from selfdistill.report.charts import padded
+from selfdistill.report.axes import Axes, padded
 
 _WIDTH, _HEIGHT, _EDGE, _FOOT = 368, 300, 14, 26
 
@@ -24,19 +24,14 @@ def scatter(title: str, axes: tuple[str, str], points: Sequence[Sequence[float]]
         points: one an image.
         classes: of each point.
     """
-    (x_low, x_high), (y_low, y_high) = (padded(min(v), max(v)) for v in zip(*points, strict=True))
     right, bottom = _WIDTH - _EDGE, _HEIGHT - _FOOT
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = _FOOT + (x - x_low) / (x_high - x_low) * (right - _FOOT)
-        return across, bottom - (y - y_low) / (y_high - y_low) * (bottom - _EDGE)
-
+    place = Axes(_FOOT, right, _EDGE, bottom, *(padded(min(v), max(v)) for v in zip(*points, strict=True)))
     # the most frequent ones, in the order of their numbers
     coloured = sorted(label for label, _ in Counter(classes).most_common(CLASSES))
     drawn, names = [], []
     for label in [None, *coloured]:
         mine = [
-            place(*point)
+            (place.x(point[0]), place.y(point[1]))
             for point, own in zip(points, classes, strict=True)
             if (own == label if label is not None else own not in coloured)
         ]

@@ -34,7 +34,8 @@ svg .axis { text-anchor: middle; }
 .line circle { fill: var(--c); opacity: 0; stroke: transparent; stroke-width: 8; }
 .line.few circle, .line circle:hover { opacity: 1; }
 .mark line { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 2 3; }
-.mark text { fill: var(--bad); stroke: var(--paper); stroke-width: 4; paint-order: stroke; }
+.mark text { fill: var(--bad); }
+.mark text, .line text { stroke: var(--paper); stroke-width: 4; paint-order: stroke; }
 .look { margin: .25rem 0 .75rem; max-width: 46rem; color: var(--soft); font-size: .85rem; line-height: 1.4; }
 figure .look { margin: .15rem 0 0; }
 .formula { margin: .25rem 0; }
@@ -68,10 +69,11 @@ table { border-collapse: collapse; font-size: .9rem; }
 th, td { padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
 th[scope=row] { font-weight: normal; white-space: nowrap; }
 b { font-weight: 700; }
+.loose th[scope=row], .loose td { min-width: 5.5rem; white-space: normal; overflow-wrap: anywhere; }
 .numbers td, .numbers th[scope=col] { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 @media (max-width: 480px) {
   th, td { padding-right: .6rem; }
-  .numbers th[scope=row] { white-space: normal; }
+  .numbers th[scope=row], .tight th[scope=row] { white-space: normal; }
 }
 details { margin-top: .75rem; }
 summary { cursor: pointer; }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from selfdistill.files import whole_file
 from selfdistill.report.sweep import Job, Sweep, over_seeds, rounded, said_std
+from selfdistill.text_table import aligned
 
 
 def write_csv(sweep: Sweep, file: Path) -> Path:
@@ -41,15 +42,16 @@ def terminal_table(sweep: Sweep) -> str:
     ranked = sweep.ranked
     rest = [job for job in sweep.jobs if job.status == "finished" and job.objective is None]
     heads = [*keys, "k-NN", "test k-NN", "collapse", "s", "run"]
-    blocks = [_aligned(heads, [_row(job, keys) for job in (*ranked, *rest)])] if ranked or rest else []
+    rows = [_row(job, keys) for job in (*ranked, *rest)]
+    blocks = [aligned(rows, heads, left=len(keys))] if rows else []
     groups = over_seeds(sweep)
     if "seed" in keys and any(len(group.values) > 1 for group in groups):
         shared = [key for key in keys if key != "seed"]
-        rows = [
+        means = [
             [*map(rounded, group.settings.values()), f"{group.mean:.4f}", said_std(group), str(len(group.values))]
             for group in groups
         ]
-        blocks.append(_aligned([*shared, "mean k-NN", "std", "seeds"], rows))
+        blocks.append(aligned(means, [*shared, "mean k-NN", "std", "seeds"], left=len(shared)))
     unfinished = [f"{job.status}: {job.label}: {job.line}".removesuffix(": ") for job in sweep.jobs if _unfinished(job)]
     waiting = sum(job.status == "waiting" for job in sweep.jobs)
     blocks.append("\n".join([*unfinished, *([f"not run: {waiting} jobs"] if waiting else [])]))
@@ -70,9 +72,3 @@ def _row(job: Job, keys: list[str]) -> list[str]:
         f"{job.summary.get('seconds', {}).get('train', 0):.0f}",
         str(job.run),
     ]
-
-
-def _aligned(heads: list[str], rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows))
-    return "\n".join(line.rstrip() for line in lines)
