@@ -19,13 +19,14 @@ def cost_lines(cost: StepCost, *, optimizer: str, recipe: ViewRecipe) -> str:
         optimizer: its name.
         recipe: of its views.
     """
+    models = "2·M_model" if cost.teacher.bytes else "M_model"
     rows = [
         ["student", _count(cost.student.parameters), binary(cost.student.bytes)],
         ["trained beside it", _count(cost.beside.parameters), binary(cost.beside.bytes)],
         ["teacher", _count(cost.teacher.parameters), binary(cost.teacher.bytes)],
         ["center, queue", "", binary(cost.state)],
         [optimizer, "", binary(cost.optimizer)],
-        ["= 2·M_model + M_optimizer", "", binary(cost.model_total)],
+        [f"= {models} + M_optimizer", "", binary(cost.model_total)],
         ["gradients", "", binary(cost.gradients)],
         ["crops", "", binary(cost.views)],
         ["activations", "", binary(cost.activations)],
