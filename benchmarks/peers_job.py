@@ -1,8 +1,8 @@
 """The default job, BYOL on digits, beside the same job written on lightly's parts.
 
 Same network, sizes, optimizer, rates, momentum, batches, epochs and evaluation; views of the same ranges, made image
-by image with torchvision, as a user of lightly makes those of a data set of their own. Each run is a process of its own;
-ours keeps the memory that it frees, as our command does.
+by image with torchvision, as a user of lightly makes those of a data set of their own. Each run is a process of its
+own; ours keeps the memory that it frees, as our command does.
 
 python benchmarks/peers_job.py --seeds 3
 """
@@ -190,9 +190,9 @@ def main() -> None:
     write_section(
         "peers job",
         f"### The default job, beside lightly's parts\n\n`python benchmarks/peers_job.py --seeds {given.seeds}`: "
-        f"{machine()}, mean (least–most) of {given.seeds} seeds, BYOL on digits, {EPOCHS} epochs, k-NN on the validation "
-        f"split after every fifth. Ours under the Trainer with its default callbacks and checkpoints, theirs in a bare "
-        f"loop: {said(ratios, 2)} times as quick; asked: 1.5.\n\n" + table(header, rows),
+        f"{machine()}, mean (least–most) of {given.seeds} seeds, BYOL on digits, {EPOCHS} epochs, k-NN on the "
+        f"validation split after every fifth. Ours under the Trainer with its default callbacks and checkpoints, "
+        f"theirs in a bare loop: {said(ratios, 2)} times as quick; asked: 1.5.\n\n" + table(header, rows),
     )
 
 
