@@ -1,7 +1,8 @@
 """Short fits of methods under Lightning's own DDP, recorded; run as a script this file is one rank.
 
 Everything is in float64, so that equality is told from rounding even behind AdamW. Each rank takes its share of the
-same global batches; batch norm takes its statistics over all ranks.
+same global batches. Batch norms are converted as ``trainer.sync_batchnorm=true`` converts them; the GPU kernel of
+``SyncBatchNorm`` has a stand-in here, made of differentiable sums over all ranks.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from selfdistill.assembly import build_data, build_method
+from selfdistill.batch_norm_sync import BatchNormSync
 from selfdistill.config import CONF, check
-from selfdistill.distributed import all_gather_cat_grad, rank, world_size
+from selfdistill.distributed import rank, world_size
 from selfdistill.schedules import Schedule
 from selfdistill.sharded_strategy import ShardedStrategy
 from selfdistill.teacher import TeacherUpdate
@@ -65,29 +69,27 @@ for method, more in (("dino_like", ("method.head_norm=null",)), ("moco_like", ()
 CASES["byol_like_lars"] = Case(("method=byol_like", "optimizer=lars", "optimizer.lr=0.3", "optimizer.scaling=linear"))
 
 
-class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch statistics over all ranks; torch's SyncBatchNorm exists on GPUs only."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        dims = [dim for dim in range(x.ndim) if dim != 1]
-        count = x.new_full(x.shape[1:2], x.numel() / x.shape[1])
-        sums = all_gather_cat_grad(torch.stack([x.sum(dims), x.square().sum(dims), count])[None]).sum(0)
-        mean, square = sums[:2] / sums[2]
-        variance = square - mean.square()
-        with torch.no_grad():
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            assert self.num_batches_tracked is not None
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * sums[2] / (sums[2] - 1), self.momentum)
-            self.num_batches_tracked += 1
-        shape = [1, -1, *[1] * (x.ndim - 2)]
-        normal = (x - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
-        if self.weight is None:
-            return normal
-        return normal * self.weight.view(shape) + self.bias.view(shape)
+def whole_batch_norm(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
+    """In the place of torch's ``SyncBatchNorm.forward``, which takes tensors on GPUs only."""
+    if not self.training:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+    dims = [dim for dim in range(x.ndim) if dim != 1]
+    count = x.new_full(x.shape[1:2], x.numel() / x.shape[1])
+    sums = all_reduce(torch.stack([x.sum(dims), x.square().sum(dims), count]))
+    mean, square = sums[:2] / sums[2]
+    variance = square - mean.square()
+    with torch.no_grad():
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * sums[2] / (sums[2] - 1), self.momentum)
+        self.num_batches_tracked += 1
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    normal = (x - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
+    if self.weight is None:
+        return normal
+    return normal * self.weight.view(shape) + self.bias.view(shape)
 
 
 def cut(views: Views, rows: slice) -> Views:
@@ -219,10 +221,6 @@ def fit(
     config = compose(case)
     L.seed_everything(config.seed, verbose=False)
     module = build_method(config).double()
-    if devices > 1:
-        for part in module.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.__class__ = SyncedBatchNorm
     micro = case.accumulate if devices > 1 else 1
     module.micro_batch_size = case.exact if devices > 1 else None
     record = Record()
@@ -231,6 +229,7 @@ def fit(
         max_epochs=EPOCHS, accumulate_grad_batches=micro, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0,
         callbacks=[record, TeacherUpdate(), *([] if save is None else [Save(save)])],
+        sync_batchnorm=devices > 1, plugins=[BatchNormSync()] if devices > 1 else None,
     )  # fmt: skip
     trainer.fit(module, Loaded(whole, micro), ckpt_path=resume, weights_only=resume and True)
     assert module.clock.step == EPOCHS * len(SIZES)
@@ -242,6 +241,9 @@ def fit(
 
 def main(folder: Path, devices: int, kind: str, names: list[str]) -> None:
     torch.set_num_threads(1)
+    nn.SyncBatchNorm.forward = whole_batch_norm  # type: ignore[method-assign]
+    # DistributedDataParallel's own refusal of it on CPUs
+    DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None  # type: ignore[method-assign]
     batches = {name: global_batches(name) for name in names}
     for name, whole in batches.items():
         checkpoint = folder / f"{name}.ckpt" if kind == "resumed" else None

@@ -1,6 +1,7 @@
 """2 and 4 processes are 1 process with the global batch: loss, gradient, both networks, state, rates, temperatures.
 
-Under Lightning's Trainer with strategy="ddp", which is not asked to find unused parameters. KoLeo alone looks at the
+Under Lightning's Trainer with strategy="ddp", which is not asked to find unused parameters, and with
+``sync_batchnorm=true`` for the networks that have batch norms. KoLeo alone looks at the
 images of its own process, as DINOv2's does: the one process is told to take it over the same groups of images.
 """
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from selfdistill.methods import dinov2
 from selfdistill.regularizers import koleo
 
-QUICK = ("dino_like", "moco_like_accumulated", "swav_like_queue")
+QUICK = ("dino_like", "moco_like_accumulated", "swav_like_queue", "mocov3_like")
 
 
 def differences(name: str, ranks: list[dict[str, Tensor]], one: dict[str, Tensor]) -> list[str]:
