@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from selfdistill.assembly import build_data, build_method
+from selfdistill.assembly import build_data, build_method, set_execution
 from selfdistill.batch_norm_sync import BatchNormSync
 from selfdistill.config import CONF, check
 from selfdistill.distributed import rank, world_size
@@ -73,6 +73,7 @@ def whole_batch_norm(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
     """In the place of torch's ``SyncBatchNorm.forward``, which takes tensors on GPUs only."""
     if not self.training:
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+    given, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
     dims = [dim for dim in range(x.ndim) if dim != 1]
     count = x.new_full(x.shape[1:2], x.numel() / x.shape[1])
     sums = all_reduce(torch.stack([x.sum(dims), x.square().sum(dims), count]))
@@ -87,9 +88,9 @@ def whole_batch_norm(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
         self.num_batches_tracked += 1
     shape = [1, -1, *[1] * (x.ndim - 2)]
     normal = (x - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
-    if self.weight is None:
-        return normal
-    return normal * self.weight.view(shape) + self.bias.view(shape)
+    if self.weight is not None:
+        normal = normal * self.weight.view(shape) + self.bias.view(shape)
+    return normal.to(given)
 
 
 def cut(views: Views, rows: slice) -> Views:
@@ -175,8 +176,8 @@ class Record(L.Callback):
             self.values[f"momentum {pl_module.clock.step}"] = torch.tensor(update.momentum)
 
 
-def compose(case: Case) -> Any:
-    config = check("train", [*case.overrides, *COMMON, f"data.batch_size={SIZES[0]}"]).config
+def compose(case: Case, settings: tuple[str, ...] = ()) -> Any:
+    config = check("train", [*case.overrides, *COMMON, *settings, f"data.batch_size={SIZES[0]}"]).config
     config.run_dir = "unused"
     return config
 
@@ -190,6 +191,17 @@ def global_batches(name: str) -> list[Views]:
     for views in whole:
         views.crops = [crop.double() for crop in views.crops]
     return [cut(views, slice(size)) for views, size in zip(whole, SIZES, strict=True)]
+
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "ddp": (),
+    "sharded": (),
+    "resumed": (),
+    "recomputed": ("trainer.activation_checkpointing=true",),
+    "compiled": ("compile=true",),
+    "half": ("trainer.precision=bf16-mixed",),
+}
+"""What the processes do, all but the first with shards, and what they set in addition."""
 
 
 class Save(L.Callback):
@@ -212,20 +224,24 @@ def fit(
     devices: int,
     whole: list[Views],
     *,
-    sharded: bool = False,
+    kind: str = "ddp",
     save: Path | None = None,
     resume: Path | None = None,
 ) -> dict[str, Tensor]:
     """What a run of a case leaves: the recorded steps, then the module's state, named ``state …``."""
     case = CASES[name]
-    config = compose(case)
+    config = compose(case, KINDS[kind])
     L.seed_everything(config.seed, verbose=False)
-    module = build_method(config).double()
+    module = build_method(config)
+    if kind != "half":
+        module.double()
+    set_execution(config, module)
     micro = case.accumulate if devices > 1 else 1
     module.micro_batch_size = case.exact if devices > 1 else None
     record = Record()
+    strategy = "auto" if devices == 1 else "ddp" if kind == "ddp" else ShardedStrategy()
     trainer = L.Trainer(
-        accelerator="cpu", devices=devices, strategy=ShardedStrategy() if sharded else "ddp" if devices > 1 else "auto",
+        accelerator="cpu", devices=devices, strategy=strategy, precision=config.trainer.precision,
         max_epochs=EPOCHS, accumulate_grad_batches=micro, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0,
         callbacks=[record, TeacherUpdate(), *([] if save is None else [Save(save)])],
@@ -246,11 +262,17 @@ def main(folder: Path, devices: int, kind: str, names: list[str]) -> None:
     DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None  # type: ignore[method-assign]
     batches = {name: global_batches(name) for name in names}
     for name, whole in batches.items():
+        if kind == "half":
+            for views in whole:
+                views.crops = [crop.float() for crop in views.crops]
         checkpoint = folder / f"{name}.ckpt" if kind == "resumed" else None
-        values = fit(name, devices, whole, sharded=kind != "ddp", save=checkpoint)
+        values = fit(name, devices, whole, kind=kind, save=checkpoint)
         if checkpoint is not None:
-            values = fit(name, devices, whole, sharded=True, resume=checkpoint)
+            values = fit(name, devices, whole, kind=kind, resume=checkpoint)
         torch.save(values, folder / f"{name}.{rank()}.pt")
+    if kind == "compiled":
+        counted: Any = torch._dynamo.utils.counters
+        assert counted["stats"]["unique_graphs"] > 0
 
 
 if __name__ == "__main__":

@@ -77,6 +77,30 @@ def test_every_method_with_shards_equals_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("kind", "names"), [("recomputed", ("byol_like", "dino_like")), ("compiled", ("dino_like",))])
+def test_shards_that_are_recomputed_or_compiled_equal_one_process(
+    kind: str, names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(kind, names, 2, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_shards_in_half_precision_have_the_losses_of_one_process_in_full(tmp_path: Path) -> None:
+    names = ("byol_like", "dino_like")
+    run_ranks(Path(fits.__file__), 2, [str(tmp_path), "2", "half", *names])
+    for name in names:
+        ranks = [torch.load(tmp_path / f"{name}.{rank}.pt", weights_only=True) for rank in range(2)]
+        one = fits.fit(name, 1, fits.global_batches(name))
+        terms = [key for key in one if key.startswith("mean term")]
+        assert len(terms) == fits.EPOCHS * len(fits.SIZES)
+        for key in terms:
+            both = torch.stack([values[key] for values in ranks])
+            assert both.dtype == torch.float32
+            assert float(both.mean()) == pytest.approx(float(one[key]), rel=1e-2)
+        assert all(bool(v.isfinite().all()) for values in ranks for v in values.values())
+
+
+@pytest.mark.slow
 def test_a_sharded_run_continues_with_and_without_shards(tmp_path: Path) -> None:
     """From the end of the first epoch: a last layer that was frozen until then, a queue's place, LARS, a predictor."""
     names = ("dino_like", "moco_like", "byol_like", "byol_like_lars")
