@@ -26,13 +26,14 @@ from selfdistill.assembly import build_data, build_method, set_execution
 from selfdistill.batch_norm_sync import BatchNormSync
 from selfdistill.config import CONF, check
 from selfdistill.distributed import rank, world_size
+from selfdistill.methods.accumulation import images_of_all
 from selfdistill.schedules import Schedule
 from selfdistill.sharded_strategy import ShardedStrategy
 from selfdistill.teacher import TeacherUpdate
 from selfdistill.views import Views
 
-SIZES = (16, 16, 8)
-"""Images of the global batches of an epoch: the last one is smaller."""
+SIZES = (16, 16, 11)
+"""Images of the global batches of an epoch: the last one is smaller, and its shares are not equal."""
 EPOCHS = 2
 COMMON = ("optimizer.warmup=1 steps", "optimizer.weight_decay=0.1")
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -59,7 +60,7 @@ for method in ("ema_teacher", "multi_head"):
     CASES[method] = Case((f"method={method}", "optimizer=sgd", "optimizer.lr=0.03"))
 CASES["swav_like_queue"] = Case(("method=swav_like", "method.queue_length=24", "method.queue_start=0"))
 CASES["dino_like_sinkhorn"] = Case(("method=dino_like", "method.centering=sinkhorn"))
-for objective in ("clustering", "contrastive", "me_max", "variance_covariance"):
+for objective in ("clustering", "contrastive", "me_max", "supervised", "variance_covariance"):
     CASES[f"byol_like_{objective}"] = Case(("method=byol_like", f"objective={objective}"))
 # means over samples, and no batch norm: what DESIGN rule 4 calls exact
 for method, more in (("dino_like", ("method.head_norm=null",)), ("moco_like", ())):
@@ -112,20 +113,27 @@ def cut(views: Views, rows: slice) -> Views:
     return Views([crop[rows] for crop in views.crops], views.roles, masks, labels, views.index[rows])
 
 
+def bounds(images: int, part: int, parts: int) -> slice:
+    """The rows of one of shares that differ by one image at most."""
+    return slice(part * images // parts, (part + 1) * images // parts)
+
+
 def share(views: Views, part: int, parts: int) -> Views:
-    """One of equal shares."""
-    size, rest = divmod(views.batch_size, parts)
-    assert rest == 0, f"{views.batch_size} images in {parts} shares"
-    return cut(views, slice(part * size, (part + 1) * size))
+    return cut(views, bounds(views.batch_size, part, parts))
 
 
 class Batches:
-    """This rank's batches of an epoch; it says how large they are, as loaders do."""
+    """This rank's batches of an epoch; it says how large they are, as loaders and their samplers do."""
 
     def __init__(self, whole: list[Views], micro: int) -> None:
         self.whole = whole
         self.micro = micro
         self.batch_size = SIZES[0] // micro // world_size()
+        self.sampler = self
+
+    def images_of_all(self, batch: int) -> int:
+        rows = bounds(SIZES[batch // self.micro], batch % self.micro, self.micro)
+        return rows.stop - rows.start
 
     def __len__(self) -> int:
         return len(self.whole) * self.micro
@@ -148,7 +156,7 @@ class Loaded(L.LightningDataModule):
 
 
 class Record(L.Callback):
-    """By step: loss, rates, momentum, temperatures, gradients; the mean over ranks counts where the name says so."""
+    """By step: loss, rates, momentum, temperatures, gradients; the sum over ranks counts where the name says so."""
 
     def __init__(self) -> None:
         self.values: dict[str, Tensor] = {}
@@ -169,8 +177,11 @@ class Record(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Views, batch_idx: int
     ) -> None:
         for name, term in outputs["terms"].items():
-            key = f"mean term {name} {pl_module.clock.step}"
-            self.values[key] = self.values.get(key, 0) + term / trainer.accumulate_grad_batches
+            images: float = batch.batch_size
+            if name == "supervised":  # a mean over the labelled images of all ranks, which its own average to
+                images = images_of_all(trainer, batch_idx, batch.batch_size) / world_size()
+            key = f"sum term {name} {pl_module.clock.step}"
+            self.values[key] = self.values.get(key, 0) + term * images
         update = next(c for c in trainer.callbacks if isinstance(c, TeacherUpdate))  # type: ignore[attr-defined]
         if update.momentum is not None:
             self.values[f"momentum {pl_module.clock.step}"] = torch.tensor(update.momentum)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,7 @@ from torch.autograd.graph import get_gradient_edge
 from selfdistill.costs.kernels import Kernels
 from selfdistill.costs.trace import Trace
 from selfdistill.methods import SelfDistillModule
-from selfdistill.methods.weighing import weighed
-from selfdistill.objectives import Objective
+from selfdistill.methods.weighing import objective_terms, weighed
 from selfdistill.views import ViewRecipe, Views
 from selfdistill.views.micro_batches import in_micro_batches, micro_batches
 
@@ -183,10 +182,7 @@ def _activations(module: SelfDistillModule[Any, Any], views: Views, half: torch.
 
 
 def _loss(module: SelfDistillModule[Any, Any], views: Views, predictions: Any, targets: Any) -> Tensor:
-    extra: dict[str, dict[str, Tensor]] = {
-        owner: cast(Objective, objective).terms(module, views, predictions, targets)
-        for owner, objective in module.objectives.items()
-    }
+    extra = objective_terms(module, views, predictions, targets)
     terms, weights = weighed(module.terms(predictions, targets), extra, module.weights, module.clock)
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
