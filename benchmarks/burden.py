@@ -41,11 +41,12 @@ def crops(size: int, local: int = 0, count: int = 0) -> ViewRecipe:
 
 @dataclass(frozen=True)
 class Job:
-    """A method, its crops, and the images of an optimizer step."""
+    """A method, its crops, the images of an optimizer step, and those that networks see at a time (None: all)."""
 
     build: Callable[[], Module]
     recipe: ViewRecipe
     batch: int
+    exact: int | None = None
 
 
 JOBS = {
@@ -54,15 +55,19 @@ JOBS = {
     "byol_r18": Job(lambda: BYOL(build_backbone("resnet18", small_stem=True), optimizer=_RECIPE), crops(32), 128),
 }
 
+JOBS |= {f"{name}_exact": replace(JOBS[name], exact=JOBS[name].batch // 4) for name in ("byol_r18", "dino_vitt")}
 
-def checkpointed(module: Module, on: bool) -> Module:
+
+def checkpointed(job: Job, on: bool) -> Module:
+    module = job.build()
+    module.micro_batch_size = job.exact
     module.student.backbone.checkpoint_activations(on)
     return module
 
 
 def predicted(job: Job, micro_batches: int, checkpointing: bool) -> StepCost:
     with torch.device("meta"):
-        module = checkpointed(job.build(), checkpointing)
+        module = checkpointed(job, checkpointing)
     return step_cost(module, meta_views(job.recipe, 3, job.batch // micro_batches))
 
 
@@ -71,7 +76,7 @@ class Steps:
 
     def __init__(self, job: Job, checkpointing: bool) -> None:
         self.recipe = job.recipe
-        module = checkpointed(job.build(), checkpointing)
+        module = checkpointed(job, checkpointing)
         self.bare = BareStep(module, _RECIPE.build(module.trained_parameters(), module.parameter_roles(), fused=True))
 
     def __call__(self, batch: int, micro_batches: int) -> None:
@@ -155,7 +160,9 @@ def burden() -> str:
 
 def peaks() -> str:
     rows = []
-    for name, said in (("byol_r18", "BYOL, ResNet-18, 2×32 px"), ("dino_vitt", "DINO, ViT-Ti/16, 2×224 + 2×96 px")):
+    steps = (("byol_r18", "BYOL, ResNet-18, 2×32 px"), ("dino_vitt", "DINO, ViT-Ti/16, 2×224 + 2×96 px"))
+    exact = ((f"{name}_exact", f"{said}, accumulate=exact in 4 micro-batches") for name, said in steps)
+    for name, said in (*steps, *exact):
         found, cost = in_own_process(name, 1, False, traced=True), predicted(JOBS[name], 1, False)
         rows.append([said, str(JOBS[name].batch), binary(cost.total), binary(cost.peak), binary(found["tensors"]),
                      binary(found["peak"]), f"{found['tensors'] / cost.total:.3f}",

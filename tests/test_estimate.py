@@ -63,12 +63,26 @@ def test_the_default_network_can_recompute(compose: Compose) -> None:
     assert "without activation checkpointing" in answer(config)
 
 
-def test_micro_batches_that_run_twice_are_not_predicted(compose: Compose, capsys: pytest.CaptureFixture[str]) -> None:
-    config = compose("accumulate=exact", "trainer.accumulate_grad_batches=2")
-    assert predicted(config) is None
-    assert capsys.readouterr().out == "costs: not predicted under accumulate=exact, whose micro-batches run twice\n"
-    with pytest.raises(UserError, match="accumulate: exact given, allowed with cost_only=true is plain"):
-        answer(config)
+@pytest.mark.parametrize("method", ["byol_like", "data2vec_like", "dinov2_like"])
+def test_micro_batches_that_run_twice(method: str, compose: Compose, capsys: pytest.CaptureFixture[str]) -> None:
+    batch, steps = ("data.batch_size=8",), ("trainer.accumulate_grad_batches=4",)
+    one, whole = (Planned(compose(f"method={method}", f"data.batch_size={size}")).cost() for size in (8, 32))
+    exact = predicted(compose(f"method={method}", "accumulate=exact", *batch, *steps))
+    assert exact is not None
+    assert (exact.batch, exact.micro_batch) == (32, 8)
+    assert one.activations < exact.activations < 0.7 * whole.activations
+    assert exact.backward_flops > whole.backward_flops
+    said = capsys.readouterr().out
+    assert "a step of 32 images" in said
+    assert "networks see 8 images at a time, and again for the gradient (accumulate=exact)" in said
+    assert predicted(compose(f"method={method}", *batch, *steps)) == one  # plain: a micro-batch is a batch
+
+
+def test_the_answer_under_exact_accumulation(compose: Compose) -> None:
+    said = answer(compose("accumulate=exact", "data.batch_size=8", "trainer.accumulate_grad_batches=4"))
+    assert "networks see 8 images at a time" in said
+    (row,) = (line for line in said.splitlines() if line.startswith("8 "))
+    assert row.split()[1] == str(8 * 8 * 4)
 
 
 def test_cost_only_trains_nothing_and_leaves_nothing(

@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from lightning.fabric.plugins import TorchCheckpointIO
 from omegaconf import DictConfig, OmegaConf
 
+from selfdistill.batch_norm_sync import BatchNormSync
 from selfdistill.callbacks import (
     CostMeter,
     EpochLines,
@@ -203,7 +204,12 @@ def build_trainer(config: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
         bar = config.trainer.enable_progress_bar and any(isinstance(c, ProgressBar) for c in callbacks)
         settings = {key: value for key, value in config.trainer.items() if key != "activation_checkpointing"}
         settings["accumulate_grad_batches"] //= micro_batches(config)
-        trainer: L.Trainer = instantiate(settings, callbacks=callbacks, logger=False, enable_progress_bar=bar)
+        plugins = list(instantiate(settings.pop("plugins", None) or []))
+        if settings.get("sync_batchnorm"):
+            plugins.append(BatchNormSync())
+        trainer: L.Trainer = instantiate(
+            settings, callbacks=callbacks, plugins=plugins, logger=False, enable_progress_bar=bar
+        )
     except InstantiationException as error:
         reason = str(error.__cause__ or error).split("\n")[0]
         raise UserError(f"trainer: {reason}") from error

@@ -41,11 +41,13 @@ class Planned:
         # lengths in epochs need some; what is counted does not depend on them
         self.module.clock = Clock(0, 1000, 100)
         self.recipe: ViewRecipe = instantiate(config.views)
-        self.batch = int(config.data.batch_size)
+        self.batch = int(config.data.batch_size) * micro_batches(config)
+        if micro_batches(config) > 1:
+            self.module.micro_batch_size = int(config.data.batch_size)
         self.checkpointing = bool(config.trainer.get("activation_checkpointing", False))
 
     def cost(self, *, batch: int | None = None, checkpointing: bool | None = None) -> StepCost:
-        """The cost of one batch in one process.
+        """The cost of one batch in one process; under ``accumulate=exact`` it is that of a whole optimizer step.
 
         Args:
             batch: images; None takes the configuration's.
@@ -68,9 +70,6 @@ class Planned:
 
 def predicted(config: DictConfig) -> StepCost | None:
     """The cost of a run's step, its table printed; None, with a line that says why, for what cannot be counted."""
-    if micro_batches(config) > 1:
-        print("costs: not predicted under accumulate=exact, whose micro-batches run twice")
-        return None
     try:
         planned = Planned(config)
         cost = planned.cost()
@@ -85,13 +84,8 @@ def answer(config: DictConfig) -> str:
     """What ``cost_only=true`` prints: the table, what checkpointing changes, and many GPUs.
 
     Raises:
-        UserError: a network or method that needs values to run; micro-batches that run twice.
+        UserError: a network or method that needs values to run.
     """
-    if micro_batches(config) > 1:
-        raise UserError(
-            "accumulate: exact given, allowed with cost_only=true is plain: micro-batches that run twice are not "
-            "counted; a run with trainer.max_steps=10 says what it measured"
-        )
     try:
         planned = Planned(config)
         cost = planned.cost()
@@ -117,7 +111,7 @@ def _checkpointing(planned: Planned, cost: StepCost) -> Iterator[str]:
 
 
 def _fleet(planned: Planned, cost: StepCost) -> Iterator[str]:
-    micro = int(planned.config.trainer.accumulate_grad_batches)
+    micro = int(planned.config.trainer.accumulate_grad_batches) // micro_batches(planned.config)
     units = units_of(planned.module)
     small = planned.cost(batch=max(1, planned.batch // 2))
     own = _world(planned.config)

@@ -38,6 +38,9 @@ class ShardedStrategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
+        if self._layer_sync is not None and self.model is not None:
+            # Lightning leaves it out; what is sharded next are the parameters of the layers that are there then
+            self.model = self._layer_sync.apply(self.model)
 
     def setup(self, trainer: L.Trainer) -> None:
         if trainer.gradient_clip_val:

@@ -18,8 +18,6 @@ from selfdistill.views.micro_batches import micro_batches
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 QUICK = ("byol_like", "dinov2_like")
-COMPILED = ("byol_like", "co2_like", "data2vec_like", "dino_like")
-"""A convolutional network, a queue, masked patches, crops of two sizes."""
 
 
 def run(
@@ -125,7 +123,7 @@ def test_settings_are_checked(given: str, says: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", COMPILED)
+@pytest.mark.parametrize("method", METHODS)
 def test_compilation_changes_nothing(method: str, compose: Any, tmp_path: Path) -> None:
     torch.compiler.reset()
     plain, wanted = run(compose, tmp_path, method)

@@ -15,9 +15,9 @@ from selfdistill.networks import build_backbone
 from selfdistill.sharding import blocks
 
 COST = StepCost(
-    batch=8, student=Part(2400, 9600), beside=Part(240, 960), teacher=Part(2400, 9600), state=40, gradients=10560,
-    optimizer=21120, views=1000, activations=50000, peak=0, teacher_flops=0, student_flops=0, loss_flops=0,
-    backward_flops=0,
+    batch=8, micro_batch=8, student=Part(2400, 9600), beside=Part(240, 960), teacher=Part(2400, 9600), state=40,
+    gradients=10560, optimizer=21120, views=1000, activations=50000, peak=0, teacher_flops=0, student_flops=0,
+    loss_flops=0, backward_flops=0,
 )  # fmt: skip
 UNITS = Units(block=2000, rest=1600)
 
@@ -46,6 +46,13 @@ def test_fsdp2_gathers_and_scatters(gpus: int) -> None:
     gradients = ring(9600, gpus, 1) + ring(960, gpus, 2)
     assert share.sent == pytest.approx(gathers + gradients, abs=1)
     assert fsdp2(COST, gpus, UNITS, micro_batches=4).sent == pytest.approx(4 * share.sent, abs=4)
+
+
+def test_micro_batches_that_run_twice_are_gathered_again_and_scattered_once() -> None:
+    plain, exact = fsdp2(COST, 8, UNITS), fsdp2(replace(COST, micro_batch=3), 8, UNITS)
+    more = ring(9600, 8, 3 * 3 - 2) + ring(9600, 8, 3 - 1)  # student and teacher, of three micro-batches
+    assert exact.sent == pytest.approx(plain.sent + more, abs=1)
+    assert exact.memory == plain.memory + COST.gradients
 
 
 def test_fsdp2_memory_falls_to_what_is_whole() -> None:

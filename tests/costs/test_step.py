@@ -198,6 +198,42 @@ def test_checkpointing_recomputes_and_keeps_less() -> None:
     assert other.peak < plain.peak
 
 
+def in_threes(build: Callable[[], Module]) -> Callable[[], Module]:
+    def built() -> Module:
+        module = build()
+        module.micro_batch_size = 3
+        return module
+
+    return built
+
+
+@pytest.mark.parametrize(("build", "views"), [(resnet, recipe()), (vit, recipe(32, 16))], ids=["BYOL", "DINO"])
+def test_exact_accumulation_holds_one_micro_batch_and_all_outputs(
+    build: Callable[[], Module], views: ViewRecipe
+) -> None:
+    whole, exact = (step_cost(on_meta(b), meta_views(views, 3, 12)) for b in (build, in_threes(build)))
+    one = step_cost(on_meta(build), meta_views(views, 3, 3))
+    assert (whole.micro_batch, exact.micro_batch, exact.batch) == (12, 3, 12)
+    # what is there beside the activations is the same
+    for name in ("student", "teacher", "gradients", "optimizer", "views", "teacher_flops", "student_flops"):
+        assert getattr(exact, name) == getattr(whole, name)
+    assert one.activations < exact.activations < 0.5 * whole.activations
+    assert exact.peak < whole.peak - 0.5 * (whole.activations - exact.activations)
+    # of the tensors of a real step
+    real = step_cost(in_threes(build)(), real_views(views, 12))
+    assert exact.peak == pytest.approx(real.peak, rel=1e-4)
+    assert exact.activations == pytest.approx(real.activations, rel=1e-4)
+    # forward a second time, but for what nothing asks for
+    assert whole.student_flops * 0.9 < exact.backward_flops - whole.backward_flops <= whole.student_flops
+
+
+def test_outputs_of_all_images_by_hand() -> None:
+    small_step, large = (step_cost(on_meta(in_threes(small)), meta_views(recipe(4), 3, b)) for b in (6, 12))
+    # projections, predictions and features of two crops, the last of both networks, and what the loss makes of them
+    outputs = 4 * 2 * 6 * (4 + 4 + 2 * 8)
+    assert outputs <= large.activations - small_step.activations < 3 * outputs
+
+
 class Convolutions(nn.Module):
     num_features = 16
 

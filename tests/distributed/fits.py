@@ -1,7 +1,8 @@
 """Short fits of methods under Lightning's own DDP, recorded; run as a script this file is one rank.
 
 Everything is in float64, so that equality is told from rounding even behind AdamW. Each rank takes its share of the
-same global batches; batch norm takes its statistics over all ranks.
+same global batches. Batch norms are converted as ``trainer.sync_batchnorm=true`` converts them; the GPU kernel of
+``SyncBatchNorm`` has a stand-in here, made of differentiable sums over all ranks.
 """
 
 from __future__ import annotations
@@ -16,19 +17,23 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from selfdistill.assembly import build_data, build_method
+from selfdistill.assembly import build_data, build_method, set_execution
+from selfdistill.batch_norm_sync import BatchNormSync
 from selfdistill.config import CONF, check
-from selfdistill.distributed import all_gather_cat_grad, rank, world_size
+from selfdistill.distributed import rank, world_size
+from selfdistill.methods.accumulation import images_of_all
 from selfdistill.schedules import Schedule
 from selfdistill.sharded_strategy import ShardedStrategy
 from selfdistill.teacher import TeacherUpdate
 from selfdistill.views import Views
 
-SIZES = (16, 16, 8)
-"""Images of the global batches of an epoch: the last one is smaller."""
+SIZES = (16, 16, 11)
+"""Images of the global batches of an epoch: the last one is smaller, and its shares are not equal."""
 EPOCHS = 2
 COMMON = ("optimizer.warmup=1 steps", "optimizer.weight_decay=0.1")
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -55,7 +60,7 @@ for method in ("ema_teacher", "multi_head"):
     CASES[method] = Case((f"method={method}", "optimizer=sgd", "optimizer.lr=0.03"))
 CASES["swav_like_queue"] = Case(("method=swav_like", "method.queue_length=24", "method.queue_start=0"))
 CASES["dino_like_sinkhorn"] = Case(("method=dino_like", "method.centering=sinkhorn"))
-for objective in ("clustering", "contrastive", "me_max", "variance_covariance"):
+for objective in ("clustering", "contrastive", "me_max", "supervised", "variance_covariance"):
     CASES[f"byol_like_{objective}"] = Case(("method=byol_like", f"objective={objective}"))
 # means over samples, and no batch norm: what DESIGN rule 4 calls exact
 for method, more in (("dino_like", ("method.head_norm=null",)), ("moco_like", ())):
@@ -65,29 +70,28 @@ for method, more in (("dino_like", ("method.head_norm=null",)), ("moco_like", ()
 CASES["byol_like_lars"] = Case(("method=byol_like", "optimizer=lars", "optimizer.lr=0.3", "optimizer.scaling=linear"))
 
 
-class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch statistics over all ranks; torch's SyncBatchNorm exists on GPUs only."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        dims = [dim for dim in range(x.ndim) if dim != 1]
-        count = x.new_full(x.shape[1:2], x.numel() / x.shape[1])
-        sums = all_gather_cat_grad(torch.stack([x.sum(dims), x.square().sum(dims), count])[None]).sum(0)
-        mean, square = sums[:2] / sums[2]
-        variance = square - mean.square()
-        with torch.no_grad():
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            assert self.num_batches_tracked is not None
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * sums[2] / (sums[2] - 1), self.momentum)
-            self.num_batches_tracked += 1
-        shape = [1, -1, *[1] * (x.ndim - 2)]
-        normal = (x - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
-        if self.weight is None:
-            return normal
-        return normal * self.weight.view(shape) + self.bias.view(shape)
+def whole_batch_norm(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
+    """In the place of torch's ``SyncBatchNorm.forward``, which takes tensors on GPUs only."""
+    if not self.training:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+    given, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
+    dims = [dim for dim in range(x.ndim) if dim != 1]
+    count = x.new_full(x.shape[1:2], x.numel() / x.shape[1])
+    sums = all_reduce(torch.stack([x.sum(dims), x.square().sum(dims), count]))
+    mean, square = sums[:2] / sums[2]
+    variance = square - mean.square()
+    with torch.no_grad():
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * sums[2] / (sums[2] - 1), self.momentum)
+        self.num_batches_tracked += 1
+    shape = [1, -1, *[1] * (x.ndim - 2)]
+    normal = (x - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
+    if self.weight is not None:
+        normal = normal * self.weight.view(shape) + self.bias.view(shape)
+    return normal.to(given)
 
 
 def cut(views: Views, rows: slice) -> Views:
@@ -109,20 +113,27 @@ def cut(views: Views, rows: slice) -> Views:
     return Views([crop[rows] for crop in views.crops], views.roles, masks, labels, views.index[rows])
 
 
+def bounds(images: int, part: int, parts: int) -> slice:
+    """The rows of one of shares that differ by one image at most."""
+    return slice(part * images // parts, (part + 1) * images // parts)
+
+
 def share(views: Views, part: int, parts: int) -> Views:
-    """One of equal shares."""
-    size, rest = divmod(views.batch_size, parts)
-    assert rest == 0, f"{views.batch_size} images in {parts} shares"
-    return cut(views, slice(part * size, (part + 1) * size))
+    return cut(views, bounds(views.batch_size, part, parts))
 
 
 class Batches:
-    """This rank's batches of an epoch; it says how large they are, as loaders do."""
+    """This rank's batches of an epoch; it says how large they are, as loaders and their samplers do."""
 
     def __init__(self, whole: list[Views], micro: int) -> None:
         self.whole = whole
         self.micro = micro
         self.batch_size = SIZES[0] // micro // world_size()
+        self.sampler = self
+
+    def images_of_all(self, batch: int) -> int:
+        rows = bounds(SIZES[batch // self.micro], batch % self.micro, self.micro)
+        return rows.stop - rows.start
 
     def __len__(self) -> int:
         return len(self.whole) * self.micro
@@ -145,7 +156,7 @@ class Loaded(L.LightningDataModule):
 
 
 class Record(L.Callback):
-    """By step: loss, rates, momentum, temperatures, gradients; the mean over ranks counts where the name says so."""
+    """By step: loss, rates, momentum, temperatures, gradients; the sum over ranks counts where the name says so."""
 
     def __init__(self) -> None:
         self.values: dict[str, Tensor] = {}
@@ -166,15 +177,18 @@ class Record(L.Callback):
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Views, batch_idx: int
     ) -> None:
         for name, term in outputs["terms"].items():
-            key = f"mean term {name} {pl_module.clock.step}"
-            self.values[key] = self.values.get(key, 0) + term / trainer.accumulate_grad_batches
+            images: float = batch.batch_size
+            if name == "supervised":  # a mean over the labelled images of all ranks, which its own average to
+                images = images_of_all(trainer, batch_idx, batch.batch_size) / world_size()
+            key = f"sum term {name} {pl_module.clock.step}"
+            self.values[key] = self.values.get(key, 0) + term * images
         update = next(c for c in trainer.callbacks if isinstance(c, TeacherUpdate))  # type: ignore[attr-defined]
         if update.momentum is not None:
             self.values[f"momentum {pl_module.clock.step}"] = torch.tensor(update.momentum)
 
 
-def compose(case: Case) -> Any:
-    config = check("train", [*case.overrides, *COMMON, f"data.batch_size={SIZES[0]}"]).config
+def compose(case: Case, settings: tuple[str, ...] = ()) -> Any:
+    config = check("train", [*case.overrides, *COMMON, *settings, f"data.batch_size={SIZES[0]}"]).config
     config.run_dir = "unused"
     return config
 
@@ -188,6 +202,17 @@ def global_batches(name: str) -> list[Views]:
     for views in whole:
         views.crops = [crop.double() for crop in views.crops]
     return [cut(views, slice(size)) for views, size in zip(whole, SIZES, strict=True)]
+
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "ddp": (),
+    "sharded": (),
+    "resumed": (),
+    "recomputed": ("trainer.activation_checkpointing=true",),
+    "compiled": ("compile=true",),
+    "half": ("trainer.precision=bf16-mixed",),
+}
+"""What the processes do, all but the first with shards, and what they set in addition."""
 
 
 class Save(L.Callback):
@@ -210,27 +235,28 @@ def fit(
     devices: int,
     whole: list[Views],
     *,
-    sharded: bool = False,
+    kind: str = "ddp",
     save: Path | None = None,
     resume: Path | None = None,
 ) -> dict[str, Tensor]:
     """What a run of a case leaves: the recorded steps, then the module's state, named ``state …``."""
     case = CASES[name]
-    config = compose(case)
+    config = compose(case, KINDS[kind])
     L.seed_everything(config.seed, verbose=False)
-    module = build_method(config).double()
-    if devices > 1:
-        for part in module.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.__class__ = SyncedBatchNorm
+    module = build_method(config)
+    if kind != "half":
+        module.double()
+    set_execution(config, module)
     micro = case.accumulate if devices > 1 else 1
     module.micro_batch_size = case.exact if devices > 1 else None
     record = Record()
+    strategy = "auto" if devices == 1 else "ddp" if kind == "ddp" else ShardedStrategy()
     trainer = L.Trainer(
-        accelerator="cpu", devices=devices, strategy=ShardedStrategy() if sharded else "ddp" if devices > 1 else "auto",
+        accelerator="cpu", devices=devices, strategy=strategy, precision=config.trainer.precision,
         max_epochs=EPOCHS, accumulate_grad_batches=micro, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0,
         callbacks=[record, TeacherUpdate(), *([] if save is None else [Save(save)])],
+        sync_batchnorm=devices > 1, plugins=[BatchNormSync()] if devices > 1 else None,
     )  # fmt: skip
     trainer.fit(module, Loaded(whole, micro), ckpt_path=resume, weights_only=resume and True)
     assert module.clock.step == EPOCHS * len(SIZES)
@@ -242,13 +268,22 @@ def fit(
 
 def main(folder: Path, devices: int, kind: str, names: list[str]) -> None:
     torch.set_num_threads(1)
+    nn.SyncBatchNorm.forward = whole_batch_norm  # type: ignore[method-assign]
+    # DistributedDataParallel's own refusal of it on CPUs
+    DistributedDataParallel._passing_sync_batchnorm_handle = lambda *_: None  # type: ignore[method-assign]
     batches = {name: global_batches(name) for name in names}
     for name, whole in batches.items():
+        if kind == "half":
+            for views in whole:
+                views.crops = [crop.float() for crop in views.crops]
         checkpoint = folder / f"{name}.ckpt" if kind == "resumed" else None
-        values = fit(name, devices, whole, sharded=kind != "ddp", save=checkpoint)
+        values = fit(name, devices, whole, kind=kind, save=checkpoint)
         if checkpoint is not None:
-            values = fit(name, devices, whole, sharded=True, resume=checkpoint)
+            values = fit(name, devices, whole, kind=kind, resume=checkpoint)
         torch.save(values, folder / f"{name}.{rank()}.pt")
+    if kind == "compiled":
+        counted: Any = torch._dynamo.utils.counters
+        assert counted["stats"]["unique_graphs"] > 0
 
 
 if __name__ == "__main__":

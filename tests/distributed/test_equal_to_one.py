@@ -1,6 +1,7 @@
 """2 and 4 processes are 1 process with the global batch: loss, gradient, both networks, state, rates, temperatures.
 
-Under Lightning's Trainer with strategy="ddp", which is not asked to find unused parameters. KoLeo alone looks at the
+Under Lightning's Trainer with strategy="ddp", which is not asked to find unused parameters, and with
+``sync_batchnorm=true`` for the networks that have batch norms. KoLeo alone looks at the
 images of its own process, as DINOv2's does: the one process is told to take it over the same groups of images.
 """
 
@@ -17,15 +18,15 @@ from torch import Tensor
 from selfdistill.methods import dinov2
 from selfdistill.regularizers import koleo
 
-QUICK = ("dino_like", "moco_like_accumulated", "swav_like_queue")
+QUICK = ("dino_like", "moco_like_accumulated", "swav_like_queue", "mocov3_like")
 
 
 def differences(name: str, ranks: list[dict[str, Tensor]], one: dict[str, Tensor]) -> list[str]:
     found = []
     for key, expected in one.items():
         parts = [values[key].double() for values in ranks]
-        if key.startswith("mean "):
-            parts = [torch.stack(parts).mean(0)]
+        if key.startswith("sum "):
+            parts = [torch.stack(parts).sum(0)]
         expected = expected.double()
         if key.endswith("queue.items"):
             # the same rows; those of one step stand in another order where a step has several crops
@@ -40,7 +41,9 @@ def check(kind: str, names: tuple[str, ...], processes: int, folder: Path, monke
     run_ranks(Path(fits.__file__), processes, [str(folder), str(processes), kind, *names])
 
     def koleo_of_ranks(features: Tensor) -> Tensor:
-        return torch.stack([koleo(part) for part in features.chunk(processes)]).mean()
+        images = len(features)
+        parts = [features[fits.bounds(images, part, processes)] for part in range(processes)]
+        return torch.stack([koleo(part) * len(part) for part in parts]).sum() / images
 
     monkeypatch.setattr(dinov2, "koleo", koleo_of_ranks)
     found = []
@@ -76,6 +79,30 @@ def test_every_method_with_shards_equals_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("kind", "names"), [("recomputed", ("byol_like", "dino_like")), ("compiled", ("dino_like",))])
+def test_shards_that_are_recomputed_or_compiled_equal_one_process(
+    kind: str, names: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check(kind, names, 2, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_shards_in_half_precision_have_the_losses_of_one_process_in_full(tmp_path: Path) -> None:
+    names = ("byol_like", "dino_like")
+    run_ranks(Path(fits.__file__), 2, [str(tmp_path), "2", "half", *names])
+    for name in names:
+        ranks = [torch.load(tmp_path / f"{name}.{rank}.pt", weights_only=True) for rank in range(2)]
+        one = fits.fit(name, 1, fits.global_batches(name))
+        terms = [key for key in one if key.startswith("sum term")]
+        assert len(terms) == fits.EPOCHS * len(fits.SIZES)
+        for key in terms:
+            both = torch.stack([values[key] for values in ranks])
+            assert both.dtype == torch.float32
+            assert float(both.sum()) == pytest.approx(float(one[key]), rel=1e-2)
+        assert all(bool(v.isfinite().all()) for values in ranks for v in values.values())
+
+
+@pytest.mark.slow
 def test_a_sharded_run_continues_with_and_without_shards(tmp_path: Path) -> None:
     """From the end of the first epoch: a last layer that was frozen until then, a queue's place, LARS, a predictor."""
     names = ("dino_like", "moco_like", "byol_like", "byol_like_lars")
@@ -98,4 +125,4 @@ def test_the_comparison_sees_one_crop_that_differs() -> None:
     whole[1].crops[0][0] = whole[1].crops[0][1]
     other = fits.fit("dino_like", 1, whole)
     names = {line.split()[1] for line in differences("", [other], one)}
-    assert {"mean", "gradient", "state"} <= {name.strip(",:") for name in names}
+    assert {"sum", "gradient", "state"} <= {name.strip(",:") for name in names}

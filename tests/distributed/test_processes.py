@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from lightning.pytorch.strategies import DDPStrategy
 
-from selfdistill.assembly import build_trainer
+from selfdistill.assembly import build_method, build_trainer
 from selfdistill.cli import _end
 from selfdistill.config import CONF, UserError, check
+from selfdistill.methods.sharded import shard_towers
 from selfdistill.processes import check_devices, refuse_folders_apart
+from selfdistill.runner import fit
 from selfdistill.sharded_strategy import ShardedStrategy
 
 TRAINERS = sorted(path.stem for path in (CONF / "trainer").glob("*.yaml"))
@@ -109,3 +113,34 @@ def test_processes_from_outside_share_a_folder(
             refuse_folders_apart(overrides, environment)
     else:
         refuse_folders_apart(overrides, environment)
+
+
+CLIPPED = r"^trainer\.gradient_clip_val: 1\.0 given, allowed with trainer=fsdp2 is null.*use optimizer\.clip$"
+CHUNKS = r"^method\.logits: '?chunks'? given, allowed with trainer=fsdp2 is whole.*, or trainer=ddp$"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [(("+trainer.gradient_clip_val=1.0",), CLIPPED), (("method=dino_like", "method.logits=chunks"), CHUNKS)],
+)
+def test_what_shards_cannot_do_is_refused_before_there_is_a_folder(
+    settings: tuple[str, ...], says: str, compose: Any
+) -> None:
+    with pytest.raises(UserError, match=says):
+        check("train", ["trainer=fsdp2", *settings])
+    # from Python, where nothing was checked before
+    config = compose(*settings)
+    config.trainer.strategy = {"_target_": "selfdistill.sharded_strategy.ShardedStrategy"}
+    with pytest.raises(UserError, match=says):
+        fit(config)
+    assert not Path(config.run_dir).exists()
+    # and with any other strategy it goes
+    check("train", ["trainer=ddp", *settings])
+
+
+def test_a_trainer_of_ones_own_refuses_them_as_well(compose: Any) -> None:
+    with pytest.raises(ValueError, match=CLIPPED):
+        ShardedStrategy().setup(SimpleNamespace(gradient_clip_val=1.0))  # type: ignore[arg-type]
+    module = build_method(compose("method=dino_like", "method.logits=chunks"))
+    with pytest.raises(ValueError, match=CHUNKS):
+        shard_towers(module, module.student, module.teacher, None)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selfdistill.config.errors import UserError, shown
+from selfdistill.config.sharded import check_sharded
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,10 @@ CHOICES = {"accumulate": ("plain", "exact")}
 
 
 def check_values(plain: Mapping[str, Any]) -> None:
-    """Refuse values outside their allowed range.
+    """Refuse values outside their allowed range, and those that do not go with sharded networks.
 
     Raises:
-        UserError: naming the key, the value and the range.
+        UserError: naming the key, the value and what is allowed.
     """
     for path, value in flatten(plain):
         if path in CHOICES and value not in CHOICES[path]:
@@ -104,6 +105,7 @@ def check_values(plain: Mapping[str, Any]) -> None:
             continue
         if not rule.allows(value):
             raise UserError(f"{path}: {shown(value)} given, allowed is {rule}")
+    check_sharded(plain)
 
 
 def untypical(plain: Mapping[str, Any], changed: Sequence[str]) -> list[str]:

@@ -65,6 +65,9 @@ def fsdp2(cost: StepCost, gpus: int, units: Units, *, micro_batches: int = 1) ->
 
     In each micro-batch the student is gathered forward and again backward, the teacher once, and gradients are reduced
     and scattered: each GPU sends (N−1)/N of all of them. Gradients of what is trained beside go round as under DDP.
+
+    Under ``accumulate=exact`` the student of each micro-batch is gathered once more, where it runs again, and gradients
+    are whole until the last of them, since one backward pass goes over all.
     """
     if gpus == 1:
         return Share(1, cost.total, 0)
@@ -74,8 +77,12 @@ def fsdp2(cost: StepCost, gpus: int, units: Units, *, micro_batches: int = 1) ->
     everything = cost.student.bytes + cost.teacher.bytes + beside + cost.gradients + cost.optimizer
     # the block at work with its gradient, the next one on its way, and what lies outside the blocks
     whole = 3 * units.block + units.rest + stays
+    parts = -(-cost.batch // cost.micro_batch)
+    if parts > 1:
+        whole += cost.gradients
     memory = (everything - stays) // gpus + whole + cost.state + cost.views + cost.activations
-    moved = 2 * cost.student.bytes + cost.teacher.bytes + cost.gradients + beside
+    gathers = 2 if parts == 1 else 3
+    moved = parts * (gathers * cost.student.bytes + cost.teacher.bytes) + cost.gradients + beside
     return Share(gpus, memory, round(micro_batches * (gpus - 1) / gpus * moved))
 
 

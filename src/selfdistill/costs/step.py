@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,9 @@ from torch.autograd.graph import get_gradient_edge
 from selfdistill.costs.kernels import Kernels
 from selfdistill.costs.trace import Trace
 from selfdistill.methods import SelfDistillModule
-from selfdistill.methods.weighing import weighed
-from selfdistill.objectives import Objective
+from selfdistill.methods.weighing import objective_terms, weighed
 from selfdistill.views import ViewRecipe, Views
+from selfdistill.views.micro_batches import in_micro_batches, micro_batches
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class StepCost:
 
     Attributes:
         batch: images.
+        micro_batch: images that networks see at a time: fewer under ``accumulate=exact``, whose micro-batches run
+            forward a second time, for their gradient.
         student: backbone and head.
         beside: what else is trained: predictor, prototypes, mask token, heads of objectives.
         teacher: backbone and head.
@@ -41,7 +43,8 @@ class StepCost:
         gradients: bytes.
         optimizer: bytes of its state.
         views: bytes of the crops and masks.
-        activations: bytes alive when backward begins, targets and outputs included.
+        activations: bytes alive when backward begins, targets and outputs included, and those of one micro-batch that
+            runs again.
         peak: greatest number of bytes alive, in forward and backward, the last step's gradients being freed between
             them; the memory that kernels work in, and the optimizer's passing copies, are not counted.
         teacher_flops: of the targets' forward pass; 0 where there is no teacher.
@@ -51,6 +54,7 @@ class StepCost:
     """
 
     batch: int
+    micro_batch: int
     student: Part
     beside: Part
     teacher: Part
@@ -117,15 +121,17 @@ def step_cost(
     """
     module.train()
     before = [*module.parameters(), *module.buffers(), *views.crops, *views.masks.values()]
+    size = min(module.micro_batch_size or views.batch_size, views.batch_size)
+    again = _activations(module, micro_batches(views, size)[0].views, half) if size < views.batch_size else 0
     trace = Trace()
     kernels = Kernels(trace.add_flops, half)
     done = [0]
     with trace, kernels if views.crops[0].is_meta else nullcontext():
         trace.ignore(*before)
         with torch.no_grad():
-            targets = module.targets(views)
+            targets = in_micro_batches(module.targets, views, module.micro_batch_size)
         done.append(trace.flops)
-        predictions = module.predictions(views)
+        predictions = in_micro_batches(module.predictions, views, module.micro_batch_size)
         done.append(trace.flops)
         with kernels.full_precision():
             loss = _loss(module, views, predictions, targets)
@@ -144,6 +150,7 @@ def step_cost(
     inside = {id(t) for tower in towers for t in _tensors(tower)}
     cost = StepCost(
         batch=views.batch_size,
+        micro_batch=size,
         student=_part(module.student.parameters(), module.student.buffers()),
         beside=_part(p for p in module.parameters() if id(p) not in inside),
         teacher=_part(*([] if module.teacher is None else [module.teacher.parameters(), module.teacher.buffers()])),
@@ -151,7 +158,7 @@ def step_cost(
         gradients=_bytes(p.grad for _, p in module.trained_parameters() if p.grad is not None),
         optimizer=_bytes(v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)),
         views=_bytes([*views.crops, *views.masks.values()]),
-        activations=kept,
+        activations=kept + again,
         peak=0,
         teacher_flops=teacher_flops,
         student_flops=student_flops,
@@ -162,11 +169,20 @@ def step_cost(
     return replace(cost, peak=cost.model_total + cost.views + max(forward_peak + cost.gradients, trace.peak))
 
 
+def _activations(module: SelfDistillModule[Any, Any], views: Views, half: torch.dtype | None) -> int:
+    """Bytes that the predictions of ``views`` keep for their gradient."""
+    trace = Trace()
+    kernels = Kernels(trace.add_flops, half)
+    with trace, kernels if views.crops[0].is_meta else nullcontext():
+        trace.ignore(*module.parameters(), *module.buffers(), *views.crops, *views.masks.values())
+        predictions = module.predictions(views)
+        alive = trace.alive
+        del predictions
+    return alive
+
+
 def _loss(module: SelfDistillModule[Any, Any], views: Views, predictions: Any, targets: Any) -> Tensor:
-    extra: dict[str, dict[str, Tensor]] = {
-        owner: cast(Objective, objective).terms(module, views, predictions, targets)
-        for owner, objective in module.objectives.items()
-    }
+    extra = objective_terms(module, views, predictions, targets)
     terms, weights = weighed(module.terms(predictions, targets), extra, module.weights, module.clock)
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 

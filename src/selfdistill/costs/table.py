@@ -37,7 +37,13 @@ def cost_lines(cost: StepCost, *, optimizer: str, recipe: ViewRecipe) -> str:
     parts = {"teacher": cost.teacher_flops, "student": cost.student_flops, "loss": cost.loss_flops,
              "backward": cost.backward_flops}  # fmt: skip
     said = " + ".join(f"{name} {decimal(flops)}" for name, flops in parts.items() if flops)
-    return f"{memory}\n{decimal(cost.flops)}FLOP: {said}; {formula}\n{_seen(recipe, cost)}"
+    lines = [memory, f"{decimal(cost.flops)}FLOP: {said}; {formula}", _seen(recipe, cost)]
+    if cost.micro_batch < cost.batch:
+        lines.append(
+            f"networks see {_images(cost.micro_batch)} at a time, and again for the gradient (accumulate=exact): "
+            f"activations are those of {_images(cost.micro_batch)} beside the outputs of all"
+        )
+    return "\n".join(lines)
 
 
 def measured_line(cost: StepCost, measured: dict[str, Any]) -> str:

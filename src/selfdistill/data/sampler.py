@@ -47,9 +47,9 @@ class ResumableBatchSampler(DistributedSampler[EpochIndices]):
     """Batches of indices whose order depends on seed and epoch alone, shared out over the ranks.
 
     Rank r of W takes the positions r, r + W, … of the common order, so that the W batches of a step are together the
-    batch of W times the size that one process would take. Every rank gets the same number of samples: the remainder
-    is left out with `drop_last`, else filled up from the order's start. Ranks are asked for when the order is made,
-    since a loader may be built before the process group.
+    batch of W times the size that one process would take. Without `drop_last` the ranks' last batches differ by one
+    sample where it has to be, and a last batch of fewer samples than there are ranks is left out. Ranks are asked for
+    when the order is made, since a loader may be built before the process group.
 
     It *is* a `DistributedSampler` so that Lightning does not wrap it in another one.
 
@@ -86,25 +86,32 @@ class ResumableBatchSampler(DistributedSampler[EpochIndices]):
         self.start = 0
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, wherever this one starts."""
-        return -(-self._share() // self.batch_size)
+        """Batches of a whole epoch, wherever this one starts; the same on every rank."""
+        return -(-self._taken() // (self.batch_size * world_size()))
+
+    def images_of_all(self, batch: int) -> int:
+        """Samples that the ranks take together in that batch of an epoch."""
+        whole = self.batch_size * world_size()
+        return min(whole, self._taken() - batch * whole)
 
     def __iter__(self) -> Iterator[EpochIndices]:
         """The batches of `epoch` from number `start` on."""
-        epoch, share = self.epoch, self._share()
+        epoch = self.epoch
         order = np.arange(self.length)
         if self.shuffle:
             generator = np.random.default_rng((self.seed, epoch))
             order = generator.permutation(order) if self.permutation is None else self.permutation(generator)
-        mine = order[(np.arange(share) * world_size() + rank()) % self.length]
+        mine = order[rank() : self._taken() : world_size()]
         for batch in range(self.start, len(self)):
             yield EpochIndices(mine[batch * self.batch_size : (batch + 1) * self.batch_size].tolist(), epoch)
 
-    def _share(self) -> int:
-        """Samples a rank."""
-        if not self.drop_last:
-            return -(-self.length // world_size())
-        return self.length // world_size() // self.unit * self.unit
+    def _taken(self) -> int:
+        """Samples of an epoch, of all ranks."""
+        ranks = world_size()
+        if self.drop_last:
+            return self.length // ranks // self.unit * self.unit * ranks
+        rest = self.length % (self.batch_size * ranks)
+        return self.length - rest if rest < ranks else self.length
 
 
 class ResumableLoader(DataLoader[Any]):

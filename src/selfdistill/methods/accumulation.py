@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from selfdistill.distributed import world_size
+
+
+def images_of_all(trainer: Any, batch: int, images: int) -> int:
+    """How many images all processes have in their micro-batches of that number, where this one has ``images``.
+
+    The training loader's sampler says it (``images_of_all``); those of one that does not are taken to be equally many.
+    """
+    if world_size() == 1:
+        return images
+    said = getattr(getattr(trainer.train_dataloader, "sampler", None), "images_of_all", None)
+    return images * world_size() if said is None else said(batch)
 
 
 class Window:

@@ -16,13 +16,13 @@ from torch.optim import Optimizer
 
 from selfdistill.data import ResumableLoader
 from selfdistill.divergences import Divergence
-from selfdistill.methods.accumulation import HeldStatistics, Window
+from selfdistill.methods.accumulation import HeldStatistics, Window, images_of_all
 from selfdistill.methods.compatibility import Accepts, accepted_divergence, check_parts, check_precision
-from selfdistill.methods.coupling import approximated
+from selfdistill.methods.coupling import approximated, over_all_images
 from selfdistill.methods.finite import FiniteGuard
 from selfdistill.methods.outputs import Answers, Outputs, detached
 from selfdistill.methods.sharded import shard_towers
-from selfdistill.methods.weighing import weighed
+from selfdistill.methods.weighing import objective_terms, weighed
 from selfdistill.networks import Tower
 from selfdistill.objectives import Coupling, Objective
 from selfdistill.optim import OptimizerRecipe
@@ -204,14 +204,13 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
             targets = in_micro_batches(self.targets, batch, self.micro_batch_size)
         predictions = in_micro_batches(self.predictions, batch, self.micro_batch_size)
         with torch.autocast(self.device.type, enabled=False):
-            extra: dict[str, dict[str, Tensor]] = {
-                owner: cast(Objective, objective).terms(self, batch, predictions, targets)
-                for owner, objective in self.objectives.items()
-            }
+            extra = objective_terms(self, batch, predictions, targets)
             terms, weights = weighed(self.terms(predictions, targets), extra, self.weights, self.clock)
+            images = images_of_all(self.trainer, batch_idx, batch.batch_size)
+            weights = over_all_images(self, weights, extra, batch.batch_size, images)
             loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         self._observable = (batch, predictions, targets)
-        self._weight = self._window.weight(batch.batch_size)
+        self._weight = self._window.weight(images)
         detached_terms = {name: term.detach() for name, term in terms.items()}
         self._guard.watch(loss, detached_terms)
         every = 1 if self.device.type == "cpu" else max(getattr(self.trainer, "log_every_n_steps", 1), 1)

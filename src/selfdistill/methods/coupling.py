@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from selfdistill.distributed import world_size
 from selfdistill.objectives import Coupling, Objective
 
 if TYPE_CHECKING:
@@ -27,6 +28,35 @@ def couplings(module: SelfDistillModule[Any, Any], equal: Iterable[Coupling] = (
         if isinstance(objective, Objective) and objective.couples is not None:
             found[name] = objective.couples
     return {name: why for name, why in found.items() if why not in set(equal)}
+
+
+def over_all_images(
+    module: SelfDistillModule[Any, Any],
+    weights: dict[str, float],
+    extra: Mapping[str, Iterable[str]],
+    images: int,
+    of_all: int,
+) -> dict[str, float]:
+    """Weights of the terms with which the mean of the processes' losses is that over all images.
+
+    A term is a mean over the images of its process, unless it takes account of those of the others by itself.
+
+    Args:
+        module: the method.
+        weights: of all terms.
+        extra: names of the terms of each objective.
+        images: of this process.
+        of_all: of all processes.
+    """
+    share = images * world_size() / of_all
+    if share == 1:
+        return weights
+    alike = {name for name, why in module.couples().items() if why == "mean entropy"}
+    kinds = ("mean entropy", "variances over the batch", "numbers of masked patches", "numbers of labelled images")
+    for owner, objective in module.objectives.items():
+        if isinstance(objective, Objective) and objective.couples in kinds:
+            alike.update(extra[owner])
+    return {name: weight if name in alike else weight * share for name, weight in weights.items()}
 
 
 def has_batch_norm(module: SelfDistillModule[Any, Any]) -> bool:

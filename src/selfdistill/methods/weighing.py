@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
+from selfdistill.objectives import Objective
 from selfdistill.schedules import Clock, Schedule, as_schedule
+from selfdistill.views import Views
+
+if TYPE_CHECKING:
+    from selfdistill.methods.base import SelfDistillModule
+
+
+def objective_terms(
+    module: SelfDistillModule[Any, Any], views: Views, predictions: Any, targets: Any
+) -> dict[str, dict[str, Tensor]]:
+    """The terms of each of the module's objectives."""
+    return {
+        owner: cast(Objective, objective).terms(module, views, predictions, targets)
+        for owner, objective in module.objectives.items()
+    }
 
 
 def weighed(

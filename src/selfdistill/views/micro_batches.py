@@ -79,6 +79,9 @@ def _masked_images(views: Views) -> Tensor:
     """[M] the image of each masked patch, on the CPU: one wait for the device, not one for each micro-batch."""
     if "masked" not in views.masks:
         return torch.empty(0, dtype=torch.int64)
+    if (count := views.mask("masked")).is_meta:
+        # only shapes count there: as many of each image
+        return torch.arange(len(count)) * views.batch_size // len(count)
     patches = views.mask("mask").shape[-1]
     return (views.mask("masked") // patches % views.batch_size).cpu()
 
