@@ -15,6 +15,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from trainers import bare_trainer
 
 from selfdistill.assembly import build_data, build_method
 from selfdistill.config import CONF, Checked, UserError, check
@@ -379,15 +380,12 @@ def test_mocov3s_vit_decays_everything_and_keeps_its_random_patches() -> None:
 def test_mean_teacher_takes_a_step(tmp_path: Path) -> None:
     """On a CPU, with labels for half of the images: both losses, and a teacher that is the student's first mean."""
     module = build_method(recipe("mean_teacher_cifar10"))
-    trainer = L.Trainer(
-        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path,
-    )  # fmt: skip
     torch.manual_seed(0)
     both = frozenset({"teacher", "student"})
     batch = Views([torch.rand(4, 3, 32, 32) for _ in range(2)], (both, both), labels=torch.tensor([3, -1, 0, -1]))
     loader = torch.utils.data.DataLoader([batch], batch_size=None)
     module.optimizer_recipe = type(module.optimizer_recipe)("sgd", 0.1)  # this loader does not say its batch
+    trainer = bare_trainer(tmp_path, max_steps=1)
     trainer.fit(module, loader)
     assert {"train/supervised", "train/distill"} <= trainer.callback_metrics.keys()
     assert all(torch.isfinite(value) for value in trainer.callback_metrics.values())

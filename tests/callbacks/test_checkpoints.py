@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
+from trainers import bare_trainer
 
 from selfdistill.callbacks import GracefulInterrupt, LastCheckpoint, TrainingInterrupted
 from selfdistill.checkpoint_io import AtomicCheckpointIO
@@ -58,15 +59,9 @@ def saves(
     **settings: Any,
 ) -> list[tuple[int, int]]:
     seen = Seen()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        callbacks=[seen, callback, *([Dies()] if dies else []), *also],
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        accumulate_grad_batches=2,
-        **({"max_epochs": 2} | settings),
-    )
+    callbacks = (seen, callback, *([Dies()] if dies else []), *also)
+    settings = {"max_epochs": 2, "accumulate_grad_batches": 2, "enable_checkpointing": True, **settings}
+    trainer = bare_trainer(callback.path.parent, *callbacks, **settings)
     loader = DataLoader(TensorDataset(torch.ones(PER_EPOCH, 2)))
     trainer.fit(Tiny(), loader, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     return seen.saves

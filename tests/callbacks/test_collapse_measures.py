@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from two_ranks import on_two_ranks
 
 from selfdistill.callbacks.collapse_measures import GradientSignal, evaluated_features, measure
 from selfdistill.evaluation.geometry import (
@@ -173,30 +171,17 @@ def test_gradient_signal_estimates_the_share_of_the_mean_gradient(noise: float) 
     assert sum(found) / len(found) == pytest.approx(1 / (1 + noise**2), abs=0.02)
 
 
-def both_ranks(rows: int) -> dict[str, float]:
-    """The measures of a step whose images are dealt out to two processes."""
+def measured(rank: int | None) -> dict[str, float]:
+    """The measures of a step whose images are dealt out to two processes; None, all to one."""
     outputs = step(batch=20)
-    mine = slice(None) if not dist.is_initialized() else slice(dist.get_rank(), None, 2)
+    mine = slice(None) if rank is None else slice(rank, None, 2)
     cut = {k: Outputs(v.projections[:, mine], v.features[:, mine], v.pairs) for k, v in outputs.items()}
-    return measure(Pair(), cut, None, cut["student"].features, rows=rows, extra={})
-
-
-def worker(store: str, rank: int) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    torch.save(both_ranks(1000), f"{store}.{rank}")
-    dist.destroy_process_group()
+    return measure(Pair(), cut, None, cut["student"].features, rows=1000, extra={})
 
 
 def test_ranks_agree_and_measure_what_one_process_would(tmp_path: Path) -> None:
-    commands = [[sys.executable, __file__, str(tmp_path / "store"), str(rank)] for rank in range(2)]
-    for process in [subprocess.Popen(command) for command in commands]:
-        assert process.wait(timeout=120) == 0
-    first, second = (torch.load(tmp_path / f"store.{rank}") for rank in range(2))
+    first, second = on_two_ranks(measured, tmp_path)
     assert first == second
-    alone = both_ranks(1000)
+    alone = measured(None)
     for name in ("std", "rank", "rankme", "cosine", "uniformity", "projection_rank", "alignment", "agreement"):
         assert first[name] == pytest.approx(alone[name], rel=1e-5), name
-
-
-if __name__ == "__main__":
-    worker(sys.argv[1], int(sys.argv[2]))

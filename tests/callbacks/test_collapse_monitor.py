@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from trainers import bare_trainer
 
 from selfdistill.callbacks import CollapseError, CollapseMonitor, TeacherUpdate, Thresholds
 from selfdistill.callbacks.collapse_rollback import (
@@ -65,15 +66,7 @@ def fit(
     data = DataLoader(TensorDataset(torch.zeros(steps)), batch_size=1)
     others = settings.pop("callbacks", [])
     checkpoint = settings.pop("ckpt_path", None)
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        **{"logger": False, "max_epochs": 1, **settings},
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[monitor, *others],
-    )
+    trainer = bare_trainer(tmp_path, monitor, *others, **{"max_epochs": 1, **settings})
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
     return trainer
 

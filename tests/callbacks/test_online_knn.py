@@ -11,6 +11,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from trainers import bare_trainer
 
 from selfdistill.callbacks import EpochLines, OnlineKNN
 
@@ -43,17 +44,7 @@ def embed(module: Any, images: Tensor) -> Tensor:
 
 def fit(tmp_path: Path, *callbacks: L.Callback, epochs: int = 1) -> tuple[L.Trainer, Foreign]:
     module = Foreign()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=epochs,
-        num_sanity_val_steps=1,
-        callbacks=list(callbacks),
-    )
+    trainer = bare_trainer(tmp_path, *callbacks, max_epochs=epochs, num_sanity_val_steps=1)
     trainer.fit(module, DataLoader(split(0, 60), batch_size=20), DataLoader(split(1, 50), batch_size=16))
     return trainer, module
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from trainers import bare_trainer
 
 from selfdistill import BYOL
 from selfdistill.callbacks import OnlineProbe
@@ -49,17 +50,9 @@ def step(outputs: Any, batch: Any) -> tuple[Tensor, Tensor]:
     return outputs["features"], batch[1]
 
 
-def trainer(tmp_path: Path, *callbacks: L.Callback, epochs: int = 2, **settings: Any) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu", default_root_dir=tmp_path, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, max_epochs=epochs, callbacks=list(callbacks),
-        num_sanity_val_steps=1, **settings,
-    )  # fmt: skip
-
-
 def fit(tmp_path: Path, *callbacks: L.Callback, epochs: int = 2) -> tuple[L.Trainer, Foreign]:
     module = Foreign()
-    fitted = trainer(tmp_path, *callbacks, epochs=epochs, gradient_clip_val=1e-3)
+    fitted = bare_trainer(tmp_path, *callbacks, max_epochs=epochs, num_sanity_val_steps=1, gradient_clip_val=1e-3)
     loaders = DataLoader(split(0, 60), batch_size=20), DataLoader(split(1, 50), batch_size=16)
     fitted.fit(module, *loaders)
     return fitted, module
@@ -136,7 +129,7 @@ def test_works_on_our_methods_and_skips_what_has_no_label(tmp_path: Path) -> Non
     torch.manual_seed(0)
     module = BYOL(SmallCNN(3, (4, 4, 8, 8)), hidden_dim=8, out_dim=4, optimizer=OptimizerRecipe("sgd", 0.01))
     probe = OnlineProbe(2)
-    fitted = trainer(tmp_path, probe, epochs=2)
+    fitted = bare_trainer(tmp_path, probe, max_epochs=2, num_sanity_val_steps=1)
     fitted.fit(module, ViewLoader(Labelled(), views="byol", batch_size=8, size=16))
     assert probe.state_dict()["classifier"]["weight"].shape == (2, 8)
     assert 0 <= float(fitted.callback_metrics["train/probe"]) <= 1

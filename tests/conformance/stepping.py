@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
+from trainers import bare_trainer
 
 from selfdistill.assembly import build_data
 from selfdistill.methods import SelfDistillModule
@@ -89,18 +90,8 @@ def trained(
     module: Module, batches: list[Views], tmp_path: Path, callbacks: Sequence[L.Callback] = (), **settings: Any
 ) -> Steps:
     watch = Watch()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=1,
-        log_every_n_steps=1,
-        callbacks=[TeacherUpdate(), watch, *callbacks],
-        **settings,
-    )
+    callbacks = (TeacherUpdate(), watch, *callbacks)
+    trainer = bare_trainer(tmp_path, *callbacks, max_epochs=1, log_every_n_steps=1, **settings)
     trainer.fit(module, DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch))  # type: ignore[arg-type]
     return watch.seen
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+from trainers import bare_trainer
 
 from selfdistill.assembly import build_data, build_method
 from selfdistill.config import CONF
@@ -33,18 +34,7 @@ def test_the_first_losses_stay(method: str, compose: Any, tmp_path: Path, reques
     config = compose(f"method={method}", "data.batch_size=32")
     L.seed_everything(0, verbose=False)
     module, losses = build_method(config), Losses()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_steps=5,
-        max_epochs=-1,
-        limit_val_batches=0,
-        callbacks=[losses],
-    )
+    trainer = bare_trainer(tmp_path, losses, max_steps=5, max_epochs=-1, limit_val_batches=0)
     trainer.fit(module, build_data(config))
     file = GOLDEN / f"{method}.json"
     if request.config.getoption("--write-golden"):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
+from trainers import bare_trainer
 
 from selfdistill.assembly import build_data, build_method
 from selfdistill.callbacks import RandomState
@@ -33,17 +34,7 @@ def build(config: DictConfig) -> tuple[Module, DataModule]:
 
 
 def make_trainer(tmp_path: Path, *callbacks: L.Callback, **settings: Any) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=[RandomState(), *callbacks],
-        **settings,
-    )
+    return bare_trainer(tmp_path, RandomState(), *callbacks, use_distributed_sampler=False, **settings)
 
 
 def fit(module: Module, datamodule: DataModule, trainer: L.Trainer, **settings: Any) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hydra.utils import get_class
 from omegaconf import OmegaConf
+from trainers import bare_trainer
 
 from selfdistill.assembly import build_data
 from selfdistill.config import CONF
@@ -141,18 +142,8 @@ def test_what_goes_together_trains(row: Row, tmp_path: Path) -> None:
     L.seed_everything(0, verbose=False)
     module, views = docs.build(**row)
     losses = Losses()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        max_steps=2,
-        max_epochs=-1,
-        limit_val_batches=0,
-        callbacks=[losses],
+    trainer = bare_trainer(
+        tmp_path, losses, use_distributed_sampler=False, max_steps=2, max_epochs=-1, limit_val_batches=0
     )
     trainer.fit(module, digits(row["method"], views))
     assert len(losses.values) == 2

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from trainers import bare_trainer
 
 from selfdistill.assembly import build_data, build_method
 from selfdistill.config import CONF
@@ -67,18 +68,7 @@ def test_a_step_does_not_wait(
     config = compose(f"method={method}", "debug=fast")
     L.seed_everything(0, verbose=False)
     trace = Trace()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_steps=2,
-        max_epochs=-1,
-        limit_val_batches=0,
-        callbacks=[TeacherUpdate(), trace],
-    )
+    trainer = bare_trainer(tmp_path, TeacherUpdate(), trace, max_steps=2, max_epochs=-1, limit_val_batches=0)
     module = build_method(config)
     module.micro_batch_size = micro_batch_size
     trainer.fit(module, build_data(config))

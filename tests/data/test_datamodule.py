@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
+from trainers import bare_trainer
 
 from selfdistill.data import DataModule, Digits, Folder, TensorImages, datamodule
 from selfdistill.views import Augment, CropSpec, RawBatch, ViewRecipe, Views, named_recipe
@@ -136,7 +137,7 @@ def test_unlabelled_images_train_without_validation(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the train images have no labels"):
         module.evaluation_loader("train")
     seen = Count()
-    quiet_trainer(limit_val_batches=0).fit(seen, module)
+    bare_trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0, limit_val_batches=0).fit(seen, module)
     assert seen.steps == module.num_train // 8
 
 
@@ -158,22 +159,9 @@ class Count(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def quiet_trainer(**settings: Any) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **settings,
-    )
-
-
-def test_under_a_trainer() -> None:
+def test_under_a_trainer(tmp_path: Path) -> None:
     module = Count()
-    quiet_trainer().fit(module, digits())
+    bare_trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0).fit(module, digits())
     assert (module.steps, module.validated) == (4, 297)
 
 

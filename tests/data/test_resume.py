@@ -6,13 +6,13 @@ Real Trainers on a tiny module that writes down the samples of every training st
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from trainers import bare_trainer
 
 from selfdistill.data import DataModule, ResumableLoader, TensorImages
 from selfdistill.views import Augment, CropSpec, ViewLoader, ViewRecipe
@@ -81,16 +81,8 @@ def data(num_workers: int = 0, engine: str = "batched") -> DataModule:
     return DataModule(TinySource(), recipe, batch_size=BATCH, num_workers=num_workers, seed=3)
 
 
-def trainer(callbacks: Sequence[L.Callback] = (), **settings: Any) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **({"max_epochs": EPOCHS} | settings),
-    )
+def trainer(folder: Path, *callbacks: L.Callback, **settings: Any) -> L.Trainer:
+    return bare_trainer(folder, *callbacks, **({"max_epochs": EPOCHS} | settings))
 
 
 def run_both(
@@ -98,8 +90,8 @@ def run_both(
 ) -> tuple[list[tuple[int, list[int], list[float]]], list[tuple[int, list[int], list[float]]]]:
     """What the uninterrupted run saw after the save, and what the resumed one saw."""
     whole, rest = Recorder(), Recorder()
-    trainer([SaveOnce(hook, after, path)], **settings).fit(whole, make())
-    trainer(**settings).fit(rest, make(), ckpt_path=path, weights_only=True)
+    trainer(path.parent, SaveOnce(hook, after, path), **settings).fit(whole, make())
+    trainer(path.parent, **settings).fit(rest, make(), ckpt_path=path, weights_only=True)
     return whole.seen[after:], rest.seen
 
 
@@ -148,19 +140,19 @@ def test_validation_within_the_epoch(tmp_path: Path) -> None:
 def test_a_batch_that_an_exception_cut_short_is_run_again(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "a.ckpt"
     whole, broken, rest = Recorder(), Recorder(stop_in=cut), Recorder()
-    trainer().fit(whole, data())
+    trainer(tmp_path).fit(whole, data())
     with pytest.raises(RuntimeError, match="cut short"):
-        trainer([SaveOnce("exception", 0, path)]).fit(broken, data())
-    trainer().fit(rest, data(), ckpt_path=path, weights_only=True)
+        trainer(tmp_path, SaveOnce("exception", 0, path)).fit(broken, data())
+    trainer(tmp_path).fit(rest, data(), ckpt_path=path, weights_only=True)
     assert broken.seen + rest.seen == whole.seen
 
 
 def test_resumed_twice(tmp_path: Path) -> None:
     first, second = tmp_path / "1.ckpt", tmp_path / "2.ckpt"
     whole, middle, rest = Recorder(), Recorder(), Recorder()
-    trainer([SaveOnce("batch", 3, first)]).fit(whole, data())
-    trainer([SaveOnce("batch", 8, second)]).fit(middle, data(), ckpt_path=first, weights_only=True)
-    trainer().fit(rest, data(), ckpt_path=second, weights_only=True)
+    trainer(tmp_path, SaveOnce("batch", 3, first)).fit(whole, data())
+    trainer(tmp_path, SaveOnce("batch", 8, second)).fit(middle, data(), ckpt_path=first, weights_only=True)
+    trainer(tmp_path).fit(rest, data(), ckpt_path=second, weights_only=True)
     assert rest.seen == whole.seen[8:]
 
 
@@ -181,9 +173,9 @@ def test_a_view_loader_with_limited_batches(tmp_path: Path) -> None:
     assert seen == expected
 
 
-def test_every_epoch_has_its_own_order_and_every_sample_at_most_once() -> None:
+def test_every_epoch_has_its_own_order_and_every_sample_at_most_once(tmp_path: Path) -> None:
     module = Recorder()
-    trainer().fit(module, data())
+    trainer(tmp_path).fit(module, data())
     epochs = [
         list(itertools.chain.from_iterable(index for epoch, index, _ in module.seen if epoch == number))
         for number in range(EPOCHS)

@@ -1,17 +1,10 @@
-"""Two processes against one: the same computation, on shards of unequal size and on everything.
-
-The processes are this file run as a script, so that nothing depends on how pytest imports it.
-"""
-
-import subprocess
-import sys
-from pathlib import Path
+"""Two processes against one: the same computation, on shards of unequal size and on everything."""
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from two_ranks import on_two_ranks
 
 from selfdistill import distributed
 from selfdistill.methods.finite import FiniteGuard, NonFiniteLossError
@@ -87,9 +80,7 @@ def refusal(*, finite: bool) -> str:
     return ""
 
 
-def main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
+def on_rank(rank: int) -> dict[str, Tensor]:
     results = computation(SHARDS[rank], EMPTY_SHARDS[rank])
 
     untouched = torch.ones(3, requires_grad=True)
@@ -101,24 +92,12 @@ def main(rank: int, folder: Path) -> None:
     results["place"] = torch.tensor([distributed.rank(), distributed.world_size()])
     says = "'far' is not finite in another process at step 7" if rank == 0 else "'far' is nan at step 7"
     results["refused"] = torch.tensor([refusal(finite=True) == "", says in refusal(finite=rank == 0)])
-    dist.destroy_process_group()
-    torch.save(results, folder / f"{rank}.pt")
+    return results
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(folder)], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return on_two_ranks(on_rank, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +147,3 @@ def test_one_process_is_the_identity():
         assert not function(x).requires_grad
     assert distributed.all_reduce_mean_grad(x) is x
     assert distributed.all_gather_cat_grad(x) is x
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,19 +1,14 @@
-"""InfoNCE against loops over single similarities, and over two processes against one.
-
-The processes are this file run as a script, so that nothing depends on how pytest imports it.
-"""
+"""InfoNCE against loops over single similarities, and over two processes against one."""
 
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from two_ranks import on_two_ranks
 
 from selfdistill.divergences.contrastive import info_nce, info_nce_in_batch
 from selfdistill.products import unit
@@ -137,31 +132,13 @@ def computation(shard: slice) -> dict[str, Tensor]:
     return results
 
 
-def main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
-    results = computation(SHARDS[rank])
-    dist.destroy_process_group()
-    torch.save(results, folder / f"{rank}.pt")
+def on_rank(rank: int) -> dict[str, Tensor]:
+    return computation(SHARDS[rank])
 
 
 def test_two_uneven_ranks_equal_one_process(tmp_path: Path) -> None:
-    processes = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
-    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    parts = on_two_ranks(on_rank, tmp_path)
     for name, expected in computation(slice(0, 8)).items():
         together = [part[name] for part in parts]
         whole = torch.cat(together, dim=1) if name.startswith("losses") else torch.stack(together).sum(0)
         torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-5, msg=name)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))

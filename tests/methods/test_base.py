@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from trainers import bare_trainer
 
 from selfdistill.methods import BYOL, Outputs, SelfDistillModule
 from selfdistill.methods.finite import NonFiniteLossError
@@ -82,17 +83,10 @@ def batches(count: int = 3) -> DataLoader[Any]:
     return DataLoader(views, batch_size=None, collate_fn=lambda batch: batch)
 
 
-def fit(module: L.LightningModule, tmp_path: Path, loader: Any = None, **settings: Any) -> L.Trainer:
-    settings = {"max_epochs": 1, **settings}
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
+def fit(
+    module: L.LightningModule, tmp_path: Path, *callbacks: L.Callback, loader: Any = None, **settings: Any
+) -> L.Trainer:
+    trainer = bare_trainer(tmp_path, *callbacks, **{"max_epochs": 1, **settings})
     trainer.fit(module, batches() if loader is None else loader)
     return trainer
 
@@ -112,7 +106,7 @@ def test_the_loss_is_the_weighed_sum_of_scheduled_terms(tmp_path: Path) -> None:
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
             seen.append(outputs)
 
-    fit(module, tmp_path, callbacks=[Keep()])
+    fit(module, tmp_path, Keep())
     for k, outputs in enumerate(seen):
         terms = outputs["terms"]
         expected = 2 * terms["near"] + k * terms["size"] + 0.5 * terms["extra"]
@@ -141,13 +135,13 @@ def test_the_optimizer_follows_the_clock(tmp_path: Path) -> None:
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     recipe = OptimizerRecipe("sgd", 0.4, schedule="linear")
-    fit(Minimal(optimizer=recipe), tmp_path, batches(4), callbacks=[Rates()])
+    fit(Minimal(optimizer=recipe), tmp_path, Rates(), loader=batches(4))
     assert rates == pytest.approx([0.4, 0.3, 0.2, 0.1])
 
 
 def test_the_batch_of_a_step_scales_the_rate(tmp_path: Path) -> None:
     module = BYOL(SmallCNN(3, (4, 4, 4, 6)), hidden_dim=8, out_dim=5)
-    trainer = fit(module, tmp_path, ViewLoader(Pictures(), batch_size=4, size=8), accumulate_grad_batches=2)
+    trainer = fit(module, tmp_path, loader=ViewLoader(Pictures(), batch_size=4, size=8), accumulate_grad_batches=2)
     assert module.effective_batch_size() == 8
     for group in trainer.optimizers[0].param_groups:
         assert group["base_lr"] == pytest.approx(0.45 * 8 / 256)
@@ -178,7 +172,7 @@ def test_one_line_in_somebodys_project(tmp_path: Path) -> None:
     module = BYOL(own, hidden_dim=8, out_dim=5)
     assert module.teacher is not None
     before = next(module.teacher.parameters()).clone()
-    fit(module, tmp_path, ViewLoader(Pictures(), views="byol", batch_size=4, size=8), max_epochs=2)
+    fit(module, tmp_path, loader=ViewLoader(Pictures(), views="byol", batch_size=4, size=8), max_epochs=2)
     assert module.clock.step == 8
     assert not torch.equal(next(module.teacher.parameters()), before)
 

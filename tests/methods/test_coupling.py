@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+from trainers import bare_trainer
 
 from selfdistill.assembly import build_data, build_method, build_trainer, set_execution
 from selfdistill.methods import BYOL, SelfDistillModule
@@ -87,16 +87,7 @@ def loader(count: int = 2) -> Any:
 
 
 def fit(module: BYOL, tmp_path: Path, **settings: Any) -> None:
-    L.Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=1,
-        **settings,
-    ).fit(module, loader())
+    bare_trainer(tmp_path, max_epochs=1, **settings).fit(module, loader())
 
 
 def test_it_is_printed_once_and_only_with_micro_batches(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from trainers import bare_trainer
 
 from selfdistill.divergences import KL, Cosine
 from selfdistill.methods import EMATeacher, MultiHead, Outputs, SelfDistillModule
@@ -52,16 +53,7 @@ def train(method: SelfDistillModule[Any, Any], folder: Path, steps: int = 4) -> 
     torch.manual_seed(2)
     batches: Any = [views() for _ in range(steps)]
     record = Losses()
-    L.Trainer(
-        accelerator="cpu",
-        default_root_dir=folder,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[record],
-    ).fit(method, DataLoader(batches, batch_size=None))
+    bare_trainer(folder, record, max_epochs=1).fit(method, DataLoader(batches, batch_size=None))
     return record
 
 
@@ -182,10 +174,7 @@ def test_the_step_hands_every_head_to_callbacks_without_graph(tmp_path: Path) ->
     method = module()
     torch.manual_seed(2)
     batches: Any = [views()]
-    L.Trainer(
-        accelerator="cpu", default_root_dir=tmp_path, max_epochs=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[Look()],
-    ).fit(method, DataLoader(batches, batch_size=None))  # fmt: skip
+    bare_trainer(tmp_path, Look(), max_epochs=1).fit(method, DataLoader(batches, batch_size=None))
     assert len(seen[0].heads) == 3
     assert not any(head.requires_grad for head in seen[0].heads)
     assert isinstance(seen[0], Outputs)

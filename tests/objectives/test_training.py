@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from trainers import bare_trainer
 
 from selfdistill.assembly import build_data, build_method
 from selfdistill.callbacks import RandomState
@@ -53,18 +54,8 @@ class Save(L.Callback):
 def train(config: Any, tmp_path: Path, *callbacks: L.Callback, **settings: Any) -> tuple[Any, Losses]:
     L.seed_everything(0, verbose=False)
     module, datamodule, losses = build_method(config), build_data(config), Losses()
-    trainer = L.Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        max_epochs=1,
-        limit_train_batches=3,
-        limit_val_batches=0,
-        callbacks=[RandomState(), TeacherUpdate(), losses, *callbacks],
-    )
+    callbacks = (RandomState(), TeacherUpdate(), losses, *callbacks)
+    trainer = bare_trainer(tmp_path, *callbacks, max_epochs=1, limit_train_batches=3, limit_val_batches=0)
     trainer.fit(module, datamodule, **settings)
     return module, losses
 

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from trainers import bare_trainer
 
 from selfdistill.schedules import LinearSchedule
 from selfdistill.teacher import TeacherUpdate, make_teacher
@@ -67,19 +68,6 @@ def data(batches: int) -> DataLoader[Any]:
     return DataLoader(TensorDataset(torch.randn(4 * batches, 3, generator=generator)), batch_size=4)
 
 
-def trainer(tmp_path: Path, *callbacks: L.Callback, **settings: Any) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        **settings,
-    )
-
-
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 def test_one_exact_update_per_optimizer_step(tmp_path: Path, accumulate: int) -> None:
     """Seven batches: with accumulation the last window is ragged, and is a step all the same."""
@@ -87,7 +75,7 @@ def test_one_exact_update_per_optimizer_step(tmp_path: Path, accumulate: int) ->
     module, moves = Foreign(), Moves()
     update = TeacherUpdate("net", "shadow", momentum=0.5)
     before = module.shadow.weight.clone()
-    trainer(tmp_path, update, moves, max_epochs=2, accumulate_grad_batches=accumulate).fit(module, data(7))
+    bare_trainer(tmp_path, update, moves, max_epochs=2, accumulate_grad_batches=accumulate).fit(module, data(7))
     windows = [(i % 7 + 1) % accumulate == 0 or i % 7 == 6 for i in range(14)]
     expected = before
     for i, stepped in enumerate(windows):
@@ -104,7 +92,7 @@ def test_a_step_that_the_scaler_skips_moves_nothing(tmp_path: Path) -> None:
     module, moves = Foreign(inf_at=1), Moves()
     precision = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=256.0))  # type: ignore[arg-type]
     update = TeacherUpdate("net", "shadow", momentum=0.5)
-    trainer(tmp_path, update, moves, max_epochs=1, plugins=[precision]).fit(module, data(3))
+    bare_trainer(tmp_path, update, moves, max_epochs=1, plugins=[precision]).fit(module, data(3))
     assert not torch.equal(moves.teacher[0], moves.student[0])
     assert torch.equal(moves.teacher[0], moves.teacher[1])
     assert not torch.equal(moves.teacher[1], moves.teacher[2])
@@ -115,7 +103,7 @@ def test_a_step_that_the_scaler_skips_moves_nothing(tmp_path: Path) -> None:
 def test_validation_does_not_move_the_teacher(tmp_path: Path) -> None:
     module = Foreign()
     before = module.shadow.weight.clone()
-    trainer(tmp_path, TeacherUpdate("net", "shadow", momentum=0.5)).validate(module, data(2), verbose=False)
+    bare_trainer(tmp_path, TeacherUpdate("net", "shadow", momentum=0.5)).validate(module, data(2), verbose=False)
     assert torch.equal(module.shadow.weight, before)
 
 
@@ -129,18 +117,18 @@ def test_the_clock_counts_the_whole_run(tmp_path: Path) -> None:
             seen.append(update.momentum)
 
     update = TeacherUpdate("net", "shadow", momentum=LinearSchedule(0.0, 1.0))
-    trainer(tmp_path, update, Read(), max_epochs=2, limit_train_batches=5).fit(Foreign(), data(9))
+    bare_trainer(tmp_path, update, Read(), max_epochs=2, limit_train_batches=5).fit(Foreign(), data(9))
     assert seen == pytest.approx([k / 10 for k in range(10)])
 
 
 def test_max_steps_alone_is_a_run_length(tmp_path: Path) -> None:
     update = TeacherUpdate("net", "shadow", momentum=0.9)
-    trainer(tmp_path, update, max_steps=5, max_epochs=-1).fit(Foreign(), data(3))
+    bare_trainer(tmp_path, update, max_steps=5, max_epochs=-1).fit(Foreign(), data(3))
     assert (update.clock.step, update.clock.total_steps, update.clock.steps_per_epoch) == (5, 5, 3)
 
 
 def test_a_missing_network_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no network 'nets'"):
-        trainer(tmp_path, TeacherUpdate("nets", "shadow", momentum=0.9), max_steps=1).fit(Foreign(), data(1))
+        bare_trainer(tmp_path, TeacherUpdate("nets", "shadow", momentum=0.9), max_steps=1).fit(Foreign(), data(1))
     with pytest.raises(ValueError, match="has no teacher_policy"):
-        trainer(tmp_path, TeacherUpdate(), max_steps=1).fit(Foreign(), data(1))
+        bare_trainer(tmp_path, TeacherUpdate(), max_steps=1).fit(Foreign(), data(1))
