@@ -10,7 +10,6 @@ import argparse
 import os
 import pickle
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -150,20 +149,25 @@ def twice(folder: Path) -> str:
     return " // ".join(sorted(ends))
 
 
-def interrupted(folder: Path) -> str:
-    """Ctrl-C after so many seconds of a run: while it imports, builds, trains."""
+def interrupted(folder: Path, moments: int = 12) -> str:
+    """Ctrl-C at moments spread over a run, from its first import to its last figures."""
     ends: Counter[str] = Counter()
-    for seconds in (0.3, 1, 2, 4, 8, 12, 16):
-        run = folder / f"after {seconds}"
-        arguments = [*program(), "trainer.accelerator=cpu", "trainer.max_epochs=20", f"hydra.run.dir='{run}'"]
+    longer = ("trainer.max_epochs=20", "trainer.limit_train_batches=4")
+    begun = time.monotonic()
+    command(folder / "whole", *longer)
+    whole = time.monotonic() - begun
+    for moment in range(moments):
+        run = folder / f"moment {moment}"
+        arguments = [*program(), *FAST, *longer, f"hydra.run.dir='{run}'"]
         process = subprocess.Popen(arguments, cwd=ROOT, env=surroundings({}), stdout=-1, stderr=-1, text=True)
-        time.sleep(seconds)
+        time.sleep(whole * (moment + 0.2) / moments)
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate()
         end = told(subprocess.CompletedProcess(arguments, process.returncode, out, errors), run)
-        ends[f"{end}, {'a checkpoint' if list(run.glob('checkpoints/last.ckpt')) else 'no checkpoint'}"] += 1
-        shutil.rmtree(run, ignore_errors=True)
-    return " // ".join(f"{count}×: {end}" for end, count in ends.items())
+        left = "a checkpoint" if list(run.glob("checkpoints/last.ckpt")) else "a folder" if run.exists() else "nothing"
+        ends[f"{end}, leaving {left}"] += 1
+        print(moment, end, left, file=sys.stderr, flush=True)
+    return " // ".join(f"{count}× {end}" for end, count in ends.items())
 
 
 def damaged(folder: Path, count: int = 300) -> str:
@@ -221,7 +225,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "account": (no_account, "logger=wandb without an account"),
     "path": (odd_path, "spaces, umlauts and Chinese in the path"),
     "twice": (twice, "two runs at once into one folder"),
-    "interrupt": (interrupted, "Ctrl-C after 0.3, 1, 2, 4, 8, 12, 16 s"),
+    "interrupt": (interrupted, "Ctrl-C at 12 moments of a run, from its first import to its last figures"),
     "damaged": (damaged, "a checkpoint with a flipped bit, cut short, or another pickle"),
 }
 

@@ -243,6 +243,14 @@ def test_a_file_of_the_users_own_is_checked_too(more: str, says: str | None, tmp
         assert says in line("experiment=mine", search_path=where)
 
 
+def test_a_file_that_overrides_groups_in_the_wrong_place(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "defaults:\n  - override /views: dino\nseed: 1\n", encoding="utf-8"
+    )
+    assert "begins with the line: # @package _global_" in line("experiment=mine", search_path=(f"file://{tmp_path}",))
+
+
 def test_a_folder_of_any_name_is_searched(tmp_path: Path) -> None:
     folder = tmp_path / "ü, x=(1) it's"
     (folder / "experiment").mkdir(parents=True)
