@@ -1,4 +1,4 @@
-"""What ``--config-path`` names: a run's folder, to run it again (``-cn config``), or a configuration of the user's own."""
+"""What ``--config-path`` names: a run's folder, to run it again (``-cn config``), or the user's own configuration."""
 
 from __future__ import annotations
 
