@@ -58,8 +58,10 @@ def sweep(tmp_path: Path) -> Path:
         rows = [row for epoch, value in enumerate(values) for row in (f"{epoch},{epoch},,2.0", f"{epoch},9,{value},")]
         text = "\n".join(["epoch,step,val/knn,train/loss", *rows, ""])
         (tmp_path / f"{number:03d}" / "metrics.csv").write_text(text)
+    # proposed twice, run once
+    (tmp_path / "jobs" / "005.json").write_text((tmp_path / "jobs" / "000.json").read_text())
     # the run itself has a folder and no record yet
-    (tmp_path / "005").mkdir()
+    (tmp_path / "006").mkdir()
     return tmp_path
 
 

@@ -185,7 +185,9 @@ def test_a_run_that_ended_early_says_why(command: Command, capsys: pytest.Captur
         assert command("seed=6,1") == 0
         assert [row["line"] for row in command.rows()] == ["stopped in epoch 3: behind", ""]
         assert [row["validation_knn"] for row in command.rows()] == ["0.56", "0.51"]
-        assert "finished: stopped in epoch 3: behind" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "[1/2] seed=6: finished: stopped in epoch 3: behind\n" in printed
+        assert "\nfinished: seed=6: stopped in epoch 3: behind\n" in printed
 
 
 def test_a_pattern_chooses_and_the_record_names_the_command(command: Command) -> None:

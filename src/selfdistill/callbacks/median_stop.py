@@ -75,7 +75,9 @@ class MedianStop(L.Callback):
 def earlier_runs(sweep: Path) -> list[Path]:
     """The folders of the runs that the records of ``sweep`` name as finished."""
     records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(sweep.glob("jobs/[0-9]*.json"))]
-    return [sweep / record["run"] for record in records if record["status"] == "finished"]
+    # a search may propose the same values twice, which is one run
+    names = dict.fromkeys(record["run"] for record in records if record["status"] == "finished")
+    return [sweep / name for name in names]
 
 
 def value_at(metrics: Path, epoch: int) -> float | None:
