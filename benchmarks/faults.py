@@ -101,15 +101,15 @@ def read_only(folder: Path) -> str:
         return told(command(folder / "run"), folder)
 
 
-def full(folder: Path, size: str = "256k") -> str:
+def full(folder: Path, size: str = "256k", epochs: int = 1) -> str:
     with mounted(folder, f"size={size}"):
-        done = command(folder / "run")
-        left = sorted(p.name for p in (folder / "run").iterdir()) if (folder / "run").exists() else []
+        done = command(folder / "run", f"trainer.max_epochs={epochs}")
+        left = sorted(p.name for p in (folder / "run").glob("**/*") if p.is_file() and p.parent.name != "pictures")
         return f"{told(done, folder)}; left: {', '.join(left) or 'nothing'}"
 
 
 def full_later(folder: Path) -> str:
-    return full(folder, "3m")
+    return full(folder, "16m", epochs=3)
 
 
 def no_home(folder: Path) -> str:
@@ -219,7 +219,7 @@ Fault = Callable[[Path], str]
 FAULTS: dict[str, tuple[Fault, str]] = {
     "read-only": (read_only, "the output folder is read-only"),
     "full": (full, "the disk is full at the first checkpoint (256 kB)"),
-    "full-later": (full_later, "the disk fills up while the run writes its files (3 MB)"),
+    "full-later": (full_later, "the disk fills up later: one checkpoint fits, a second does not (16 MB, 3 epochs)"),
     "home": (no_home, "there is no home directory"),
     "network": (no_network, "there is no network"),
     "account": (no_account, "logger=wandb without an account"),
