@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -104,3 +105,28 @@ def test_a_configuration_of_the_users_own(
     assert (end.value.code, said.count("\n"), seeds) == (2, 1, [])
     assert says in said
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(("file", "stays"), [(None, False), ("train.log", False), ("config.yaml", True)])
+def test_ctrl_c_during_the_imports_leaves_no_folder(
+    file: str | None, stays: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But what another process has written there."""
+
+    importing = importlib.import_module
+
+    def interrupted(name: str, package: str | None = None) -> object:
+        if name != "selfdistill.runner":
+            return importing(name, package)
+        assert Path("run").is_dir()
+        if file is not None:
+            Path("run", file).write_text("")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["train", "hydra.run.dir=run"])
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    with pytest.raises(SystemExit) as end:
+        cli.launch(cli._train, "train")
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted before the first step: nothing to continue\n"
+    assert Path("run").exists() == stays
