@@ -109,7 +109,7 @@ def full(folder: Path, size: str = "256k", epochs: int = 1) -> str:
 
 
 def full_later(folder: Path) -> str:
-    return full(folder, "16m", epochs=3)
+    return full(folder, "27m", epochs=3)
 
 
 def no_home(folder: Path) -> str:
@@ -219,7 +219,10 @@ Fault = Callable[[Path], str]
 FAULTS: dict[str, tuple[Fault, str]] = {
     "read-only": (read_only, "the output folder is read-only"),
     "full": (full, "the disk is full at the first checkpoint (256 kB)"),
-    "full-later": (full_later, "the disk fills up later: one checkpoint fits, a second does not (16 MB, 3 epochs)"),
+    "full-later": (
+        full_later,
+        "the disk fills up later: the first checkpoints fit, the next not (27 MB, 3 epochs)",
+    ),
     "home": (no_home, "there is no home directory"),
     "network": (no_network, "there is no network"),
     "account": (no_account, "logger=wandb without an account"),

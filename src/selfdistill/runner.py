@@ -165,8 +165,8 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     if unsaved is not None:
         if figures and trainer.is_global_zero:
             print(figures_table(figures))
-        there = (folder / "checkpoints" / LAST).exists()
-        then = f"continue with ckpt_path={folder}" if there else "start again in another folder: nothing to continue"
+        saved = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda file: file.name != LAST)
+        then = f"continue with ckpt_path={saved[0]}" if saved else "start again in another folder: nothing to continue"
         raise UserError(
             f"hydra.run.dir: {folder} cannot be written ({unsaved}): the training ended, its last state is lost; "
             f"make room and {then}"
