@@ -7,8 +7,8 @@ python benchmarks/faults.py --only full,home      # some, printed alone
 from __future__ import annotations
 
 import argparse
+import io
 import os
-import pickle
 import random
 import signal
 import subprocess
@@ -172,6 +172,8 @@ def interrupted(folder: Path, moments: int = 12) -> str:
 
 def damaged(folder: Path, count: int = 300) -> str:
     """A run's checkpoint with a flipped bit, cut short, or another pickle in its place; one of each as a command."""
+    import torch
+
     from selfdistill.checkpoint import read_checkpoint
 
     command(folder / "run")
@@ -183,10 +185,15 @@ def damaged(folder: Path, count: int = 300) -> str:
         at = draw.randrange(len(whole))
         return whole[:at] + bytes([whole[at] ^ (1 << draw.randrange(8))]) + whole[at + 1 :]
 
+    def foreign() -> bytes:
+        file = io.BytesIO()
+        torch.save({"state_dict": Foreign(trace)}, file)
+        return file.getvalue()
+
     kinds = {
         "bit flipped": flipped,
         "cut short": lambda: whole[: draw.randrange(len(whole))],
-        "foreign pickle": lambda: pickle.dumps(Foreign(trace), protocol=draw.randrange(2, 6)),
+        "foreign pickle": foreign,
     }
     ends: Counter[str] = Counter()
     file = folder / "damaged.ckpt"
