@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from pathlib import Path
 
@@ -130,3 +131,5 @@ def test_ctrl_c_during_the_imports_leaves_no_folder(
     assert end.value.code == 130
     assert capsys.readouterr().err == "interrupted before the first step: nothing to continue\n"
     assert Path("run").exists() == stays
+    assert not logging.getLogger("torch").isEnabledFor(logging.CRITICAL)
+    logging.disable(logging.NOTSET)

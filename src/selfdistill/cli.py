@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -85,6 +86,8 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
             traceback.print_exception(end.__context__)
         raise
     except KeyboardInterrupt:
+        # torch, half imported, logs at exit into the folder that is gone
+        logging.disable()
         _end("interrupted before the first step: nothing to continue", 130)
     except (UserError, HydraException) as error:
         if not own_errors:
