@@ -83,7 +83,8 @@ def told(done: subprocess.CompletedProcess[str], *secret: Path) -> str:
     for path in secret:
         text = text.replace(str(path), "…")
     trace = "; a traceback" if "Traceback" in done.stderr else ""
-    return f"{done.returncode}{trace}; {text}" if done.returncode else "0; runs to its end"
+    code = 128 - done.returncode if done.returncode < 0 else done.returncode  # as the shell tells it
+    return f"{code}{trace}; {text}" if code else "0; runs to its end"
 
 
 @contextmanager

@@ -167,6 +167,9 @@ def line(*overrides: str, name: str = "train", search_path: tuple[str, ...] = ()
         ("+trainer.overfit_batches=1", "it comes from data.limit"),
         ("logger=null", "logger: null given, allowed is csv, tensorboard, wandb"),
         ("~callbacks", "callbacks: taken away or null, but it is read"),
+        ("~views._target_", "views._target_: null given or taken away, but it says what is made"),
+        ("~callbacks.best._target_", "callbacks.best._target_: null given or taken away"),
+        ("trainer._target_=null", "trainer._target_: null given or taken away"),
         ("~seed", "seed: taken away or null, but it is read"),
         ("~teacher.momentum", "teacher.momentum: not given, and ema has no default for it"),
         # what nothing reads
