@@ -1,95 +1,59 @@
 """What is done to the command, and what it gives: a table of faults for RESULTS.md.
 
-python benchmarks/faults.py                                # all: 2,000 commands in this process, 50 real, faults
-python benchmarks/faults.py --fuzz 0 --commands 0          # the faults alone
-python benchmarks/faults.py --only full,home               # some of them
+python benchmarks/faults.py                       # all of them
+python benchmarks/faults.py --only full,home      # some, printed alone
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
-import shutil
+import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from fuzz import cases, verdict
 from runs import ROOT, table, write_section
+
+from selfdistill.config import UserError
 
 FAST = ("debug=fast", "trainer.accelerator=cpu", "evaluation.draws=2")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fuzz", type=int, default=2000, help="commands and files checked in this process")
-    parser.add_argument("--commands", type=int, default=50, help="of them run as real commands")
-    parser.add_argument("--only", default="", help="names of faults, with commas")
+    parser.add_argument("--only", default="", help="names of faults, with commas: printed, RESULTS.md stays as it is")
     given = parser.parse_args()
-    names = given.only.split(",") if given.only else list(FAULTS)
-    rows = []
     with tempfile.TemporaryDirectory() as place:
-        for name in names:
-            fault, what = FAULTS[name]
-            folder = Path(place) / name
-            folder.mkdir()
-            rows.append([what, fault(folder)])
-            print(rows[-1], flush=True)
-        said = [fuzzed(given.fuzz, Path(place)), *real_commands(given.commands, Path(place))]
-    write_section(
-        "faults",
-        "### Faults\n\n`python benchmarks/faults.py`: what was done, and what came of it (exit code; its line).\n\n"
-        + table(["fault", "outcome"], rows)
-        + "".join(f"\n\n{text}" for text in said if text),
-    )
+        if given.only:
+            print(inflicted(given.only.split(","), Path(place)))
+            return
+        write_section(
+            "faults",
+            "### Faults\n\n`python benchmarks/faults.py`: what was done, and what came of it (exit code; its line).\n\n"
+            + inflicted(FAULTS, Path(place)),
+        )
 
 
-def fuzzed(count: int, place: Path) -> str:
-    """How many of ``count`` drawn commands pass and are refused; what is neither, in full."""
-    if not count:
-        return ""
-    outcomes = Counter((case.kind, said) for case in cases(count, 1) if (said := verdict(case, place)))
-    kinds = sorted({kind for kind, _ in outcomes})
-    wrong = [f"{kind}: {said}" for kind, said in outcomes if said not in ("passed", "refused")]
-    rows = [[kind, str(outcomes[kind, "passed"]), str(outcomes[kind, "refused"])] for kind in kinds]
-    head = (
-        f"{count:,} commands and files composed and checked in one process; neither passed nor refused: {len(wrong)}."
-    )
-    return f"{head}\n\n{table(['what was done', 'passed', 'refused in one line'], rows)}" + "".join(
-        f"\n- {line}" for line in wrong
-    )
-
-
-def real_commands(count: int, place: Path) -> Iterator[str]:
-    """Drawn commands as processes: what is right runs a step, what is not is one line and leaves nothing."""
-    if not count:
-        return
-    outcomes: Counter[str] = Counter()
-    drawn = (case for case in cases(10_000, 2) if case.text is None)
-    for number, case in zip(range(count), drawn, strict=False):
-        folder = place / f"command {number}"
-        done = command(folder, *case.overrides, "trainer.max_steps=1", "data.limit=256")
-        outcomes[judged(done, folder)] += 1
-        print(case.overrides, judged(done, folder), flush=True)
-    yield (
-        f"{count} drawn commands as processes: " + "; ".join(f"{n} {said}" for said, n in outcomes.most_common()) + "."
-    )
-
-
-def judged(done: subprocess.CompletedProcess[str], folder: Path) -> str:
-    """What a command came to."""
-    errors = [line for line in done.stderr.strip().splitlines() if not line.startswith("warning: ")]
-    if done.returncode == 0:
-        return "ran" if (folder / "summary.json").exists() else "ran, without its files"
-    if len(errors) == 1 and errors[0].startswith("error: "):
-        return "refused in one line" + (", but left a folder" if folder.exists() else "")
-    return f"exit {done.returncode}: {' / '.join(errors[-2:])}"
+def inflicted(names: Iterable[str], place: Path) -> str:
+    """A row for each fault."""
+    rows = []
+    for name in names:
+        fault, what = FAULTS[name]
+        folder = place / name
+        folder.mkdir()
+        rows.append([what, fault(folder)])
+        print(rows[-1], file=sys.stderr, flush=True)
+    return table(["fault", "outcome"], rows)
 
 
 def command(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -119,7 +83,8 @@ def told(done: subprocess.CompletedProcess[str], *secret: Path) -> str:
     for path in secret:
         text = text.replace(str(path), "…")
     trace = "; a traceback" if "Traceback" in done.stderr else ""
-    return f"{done.returncode}{trace}; {text}" if done.returncode else "0; runs to its end"
+    code = 128 - done.returncode if done.returncode < 0 else done.returncode  # as the shell tells it
+    return f"{code}{trace}; {text}" if code else "0; runs to its end"
 
 
 @contextmanager
@@ -137,15 +102,15 @@ def read_only(folder: Path) -> str:
         return told(command(folder / "run"), folder)
 
 
-def full(folder: Path, size: str = "256k") -> str:
+def full(folder: Path, size: str = "256k", epochs: int = 1) -> str:
     with mounted(folder, f"size={size}"):
-        done = command(folder / "run")
-        left = sorted(p.name for p in (folder / "run").iterdir()) if (folder / "run").exists() else []
+        done = command(folder / "run", f"trainer.max_epochs={epochs}")
+        left = sorted(p.name for p in (folder / "run").glob("**/*") if p.is_file() and p.parent.name != "pictures")
         return f"{told(done, folder)}; left: {', '.join(left) or 'nothing'}"
 
 
 def full_later(folder: Path) -> str:
-    return full(folder, "3m")
+    return full(folder, "27m", epochs=3)
 
 
 def no_home(folder: Path) -> str:
@@ -185,33 +150,94 @@ def twice(folder: Path) -> str:
     return " // ".join(sorted(ends))
 
 
-def interrupted(folder: Path) -> str:
-    """Ctrl-C after so many seconds of a run: while it imports, builds, trains."""
+def interrupted(folder: Path, moments: int = 12) -> str:
+    """Ctrl-C at moments spread over a run, from its first import to its last figures."""
     ends: Counter[str] = Counter()
-    for seconds in (0.3, 1, 2, 4, 8, 12, 16):
-        run = folder / f"after {seconds}"
-        arguments = [*program(), "trainer.accelerator=cpu", "trainer.max_epochs=20", f"hydra.run.dir='{run}'"]
+    longer = ("trainer.max_epochs=20", "trainer.limit_train_batches=4")
+    begun = time.monotonic()
+    command(folder / "whole", *longer)
+    whole = time.monotonic() - begun
+    for moment in range(moments):
+        run = folder / f"moment {moment}"
+        arguments = [*program(), *FAST, *longer, f"hydra.run.dir='{run}'"]
         process = subprocess.Popen(arguments, cwd=ROOT, env=surroundings({}), stdout=-1, stderr=-1, text=True)
-        time.sleep(seconds)
+        time.sleep(whole * (moment + 0.2) / moments)
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate()
         end = told(subprocess.CompletedProcess(arguments, process.returncode, out, errors), run)
-        ends[f"{end}, {'a checkpoint' if list(run.glob('checkpoints/last.ckpt')) else 'no checkpoint'}"] += 1
-        shutil.rmtree(run, ignore_errors=True)
-    return " // ".join(f"{count}×: {end}" for end, count in ends.items())
+        left = "a checkpoint" if list(run.glob("checkpoints/last.ckpt")) else "a folder" if run.exists() else "nothing"
+        ends[f"{end}, leaving {left}"] += 1
+        print(moment, end, left, file=sys.stderr, flush=True)
+    return " // ".join(f"{count}× {end}" for end, count in ends.items())
+
+
+def damaged(folder: Path, count: int = 300) -> str:
+    """A run's checkpoint with a flipped bit, cut short, or another pickle in its place; one of each as a command."""
+    import torch
+
+    from selfdistill.checkpoint import read_checkpoint
+
+    command(folder / "run")
+    whole = (folder / "run" / "checkpoints" / "last.ckpt").read_bytes()
+    trace = folder / "code ran"
+    draw = random.Random(0)
+
+    def flipped() -> bytes:
+        at = draw.randrange(len(whole))
+        return whole[:at] + bytes([whole[at] ^ (1 << draw.randrange(8))]) + whole[at + 1 :]
+
+    def foreign() -> bytes:
+        file = io.BytesIO()
+        torch.save({"state_dict": Foreign(trace)}, file)
+        return file.getvalue()
+
+    kinds = {
+        "bit flipped": flipped,
+        "cut short": lambda: whole[: draw.randrange(len(whole))],
+        "foreign pickle": foreign,
+    }
+    ends: Counter[str] = Counter()
+    file = folder / "damaged.ckpt"
+    for name, damage in kinds.items():
+        for _ in range(count // len(kinds)):
+            file.write_bytes(damage())
+            try:
+                read_checkpoint("ckpt_path", str(file))
+                ends[f"{name}: read"] += 1
+            except UserError:
+                ends[f"{name}: refused"] += 1
+        file.write_bytes(damage())
+        done = command(folder / f"from {name}", f"ckpt_path='{file}'")
+        ends[f"{name}, as a command: {told(done, folder)}"] += 1
+    ran = "code of it ran" if trace.exists() else "no code of it ran"
+    return f"{' // '.join(f'{number}× {end}' for end, number in ends.items())}; {ran}"
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What a hostile file holds: reading it without care makes a file."""
+
+    trace: Path
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self.trace,)
 
 
 Fault = Callable[[Path], str]
 FAULTS: dict[str, tuple[Fault, str]] = {
     "read-only": (read_only, "the output folder is read-only"),
     "full": (full, "the disk is full at the first checkpoint (256 kB)"),
-    "full-later": (full_later, "the disk fills up while the run writes its files (3 MB)"),
+    "full-later": (
+        full_later,
+        "the disk fills up later: the first checkpoints fit, the next not (27 MB, 3 epochs)",
+    ),
     "home": (no_home, "there is no home directory"),
     "network": (no_network, "there is no network"),
     "account": (no_account, "logger=wandb without an account"),
     "path": (odd_path, "spaces, umlauts and Chinese in the path"),
     "twice": (twice, "two runs at once into one folder"),
-    "interrupt": (interrupted, "Ctrl-C after 0.3, 1, 2, 4, 8, 12, 16 s"),
+    "interrupt": (interrupted, "Ctrl-C at 12 moments of a run, from its first import to its last figures"),
+    "damaged": (damaged, "a checkpoint with a flipped bit, cut short, or another pickle"),
 }
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 import sys
 from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from selfdistill import cli, report
+from selfdistill import cli, report, runner
 from selfdistill.config import UserError
 
 
@@ -63,3 +65,71 @@ def test_a_folder_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, capsys: p
         cli.launch(cli._report, "report")
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith("error: hydra.run.dir: ")
+
+
+OWN = """defaults:
+  - train
+  - _self_
+{more}
+hydra:
+  searchpath: [pkg://selfdistill.conf]
+  run: {{dir: run}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "given", "says"),
+    [
+        ("seed: 11", "teacher.momentum=0.99", None),
+        ("seed: 11", "teacher.momentm=0.99", "teacher.momentm: no such key; did you mean teacher.momentum?"),
+        ("seed: 11", "teacher.momentum=2", "teacher.momentum: 2 given, allowed is a number from 0 to 1"),
+        ("teacher: {momentm: 0.9}", "seed=1", "teacher.momentm: no such key; did you mean teacher.momentum?"),
+        ("seed: -1", "teacher.momentum=0.99", "seed: -1 given"),
+    ],
+)
+def test_a_configuration_of_the_users_own(
+    more: str, given: str, says: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the working directory, as any path, and checked before anything is made."""
+    Path("mine").mkdir()
+    Path("mine", "own.yaml").write_text(OWN.format(more=more))
+    monkeypatch.setattr(sys, "argv", ["train", "--config-path", "mine", "-cn", "own", given])
+    seeds: list[int] = []
+    monkeypatch.setattr(runner, "fit", lambda config: seeds.append(config.seed))
+    if says is None:
+        cli.launch(cli._train, "train")
+        assert seeds == [11]
+        return
+    with pytest.raises(SystemExit) as end:
+        cli.launch(cli._train, "train")
+    said = capsys.readouterr().err
+    assert (end.value.code, said.count("\n"), seeds) == (2, 1, [])
+    assert says in said
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(("file", "stays"), [(None, False), ("train.log", False), ("config.yaml", True)])
+def test_ctrl_c_during_the_imports_leaves_no_folder(
+    file: str | None, stays: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But what another process has written there."""
+
+    importing = importlib.import_module
+
+    def interrupted(name: str, package: str | None = None) -> object:
+        if name != "selfdistill.runner":
+            return importing(name, package)
+        assert Path("run").is_dir()
+        if file is not None:
+            Path("run", file).write_text("")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["train", "hydra.run.dir=run"])
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    with pytest.raises(SystemExit) as end:
+        cli.launch(cli._train, "train")
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted before the first step: nothing to continue\n"
+    assert Path("run").exists() == stays
+    assert not logging.getLogger("torch").isEnabledFor(logging.CRITICAL)
+    logging.disable(logging.NOTSET)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -22,6 +24,7 @@ from omegaconf import DictConfig
 from selfdistill.config import CONF, UserError, check, resolved
 from selfdistill.config.help import help_text
 from selfdistill.config.repeat import stored_config
+from selfdistill.files import LOG, remove_if_only
 from selfdistill.processes import IN_SWEEP, is_first, refuse_folders_apart, speaks
 
 _HOMES = {
@@ -83,6 +86,8 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
             traceback.print_exception(end.__context__)
         raise
     except KeyboardInterrupt:
+        # torch, half imported, logs at exit into the folder that is gone
+        logging.disable()
         _end("interrupted before the first step: nothing to continue", 130)
     except (UserError, HydraException) as error:
         if not own_errors:
@@ -184,6 +189,10 @@ def job(task: str, config: DictConfig) -> Any:
         if task == "pack":
             return _packed(config)
         return getattr(importlib.import_module(_HOMES[task]), task)(config)
+    except KeyboardInterrupt:
+        if task == "fit":  # during the imports, before the run has its folder in hand
+            remove_if_only(Path(HydraConfig.get().runtime.output_dir), {LOG})
+        raise
     except UserError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+LOG = "train.log"
+"""What Hydra logs into in a run's folder."""
 
 
 @contextmanager
@@ -47,6 +50,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_if_only(folder: Path, names: Collection[str]) -> None:
+    """Remove ``folder``, and the one that holds it alone, where there is nothing in it but files of these names."""
+    try:
+        files = list(folder.iterdir())
+        if all(file.name in names for file in files):
+            for file in files:
+                file.unlink()
+        folder.rmdir()
+        folder.parent.rmdir()
+    except OSError:
+        return
 
 
 def write_text(path: Path, text: str) -> None:

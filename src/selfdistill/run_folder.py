@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from selfdistill.config import CONF, UserError, resolved
 from selfdistill.config.repeat import relocatable
-from selfdistill.files import write_text
+from selfdistill.files import LOG, remove_if_only, write_text
 from selfdistill.provenance import provenance
 from selfdistill.resume import AUTO
 
@@ -38,18 +38,11 @@ def claim(folder: Path, config: DictConfig) -> None:
 
 
 def remove_if_empty(folder: Path) -> None:
-    """Nothing but what :func:`claim` wrote in it: nothing was trained, so another try may have the folder.
+    """Nothing but the log and what :func:`claim` wrote in it: nothing was trained, so another try may have the folder.
 
     What another process wrote there, which had the folder first, stays.
     """
-    try:
-        if folder in _claimed and {path.name for path in folder.iterdir()} <= {"config.yaml", "provenance.json"}:
-            (folder / "config.yaml").unlink(missing_ok=True)
-            (folder / "provenance.json").unlink(missing_ok=True)
-        folder.rmdir()
-        folder.parent.rmdir()
-    except OSError:
-        return
+    remove_if_only(folder, {LOG, "config.yaml", "provenance.json"} if folder in _claimed else {LOG})
 
 
 def tell_unreadable(names: list[str], file: Path) -> None:

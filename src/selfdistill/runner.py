@@ -30,6 +30,7 @@ from selfdistill.assembly import (
 from selfdistill.callbacks import (
     CollapseMonitor,
     CostMeter,
+    MedianStop,
     OnlineKNN,
     OnlineProbe,
     TeacherUpdate,
@@ -166,9 +167,11 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     if unsaved is not None:
         if figures and trainer.is_global_zero:
             print(figures_table(figures))
+        saved = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda file: file.name != LAST)
+        then = f"continue with ckpt_path={saved[0]}" if saved else "start again in another folder: nothing to continue"
         raise UserError(
             f"hydra.run.dir: {folder} cannot be written ({unsaved}): the training ended, its last state is lost; "
-            f"make room and continue with ckpt_path={folder}"
+            f"make room and {then}"
         )
     module = consolidated(module, lambda: build_method(config))
     if trainer.is_global_zero:
@@ -195,13 +198,14 @@ def summarised(
         return next((callback for callback in callbacks if isinstance(callback, kind)), None)
 
     monitor, online, probe = only(CollapseMonitor), only(OnlineKNN), only(OnlineProbe)
-    update, meter = only(TeacherUpdate), only(CostMeter)
+    update, meter, median = only(TeacherUpdate), only(CostMeter), only(MedianStop)
     return {
         "validation_knn": None if online is None else online.accuracy,
         "validation_probe": None if probe is None else probe.accuracy,
         "collapse": None if monitor is None else monitor.kind,
         "alarms": [] if monitor is None else [asdict(alarm) for alarm in monitor.alarms],
         "mends": [] if monitor is None else monitor.mends,
+        "stopped": None if median is None else median.line,
         "cost": {"measured": None if meter is None else meter.measured},
         # the module's own clock has not moved in a run that was at its end already
         "optimizer_steps": module.clock.step if update is None else update.clock.step,

@@ -97,7 +97,9 @@ def test_the_search_ranges_are_the_typical_ones() -> None:
         "teacher.momentum": "interval(0.99, 0.9999)",
         "optimizer.lr": "tag(log, interval(1.0e-4, 1.0e-3))",
     }
-    assert check("train", ["hparams_search=optuna"]).plain["callbacks"]["collapse_monitor"]["action"] == "stop"
+    callbacks = check("train", ["hparams_search=optuna", "run_dir=sweep/003"]).plain["callbacks"]
+    assert callbacks["collapse_monitor"]["action"] == "stop"
+    assert callbacks["median_stop"]["sweep"] == "sweep/003/.."
 
 
 def test_a_job_waits_for_no_torch() -> None:

@@ -19,7 +19,7 @@ from selfdistill.config import UserError
 from selfdistill.report.sweep import read_sweep
 from selfdistill.sweeps import sweep
 
-# Seeds say what happens: 7 is refused by a constructor, 8 breaks, 9 is interrupted until it is continued.
+# Seeds say what happens: 6 ends early, 7 is refused by a constructor, 8 breaks, 9 is interrupted until it is continued.
 PROGRAM = """
 import json, os, signal, sys
 from pathlib import Path
@@ -50,6 +50,7 @@ if config.seed == 9 and not going_on:
 method = config.method._target_.rpartition(".")[2]
 knn = {"BYOL": 0.5, "SimSiam": 0.7, "DINO": 0.6}[method] + config.seed / 100
 summary = {"method": method, "validation_knn": knn, "figures": {"trained": {"knn": knn}}, "seconds": {"train": 1.0}}
+summary["stopped"] = "stopped in epoch 3: behind" if config.seed == 6 else None
 (run / "summary.json").write_text(json.dumps(summary))
 """
 
@@ -177,6 +178,16 @@ def test_where_nothing_can_run_nothing_is_left(command: Command, monkeypatch: py
     with pytest.raises(UserError, match="-m: given to 2 processes"):
         command("seed=0,1")
     assert not command.folder.exists()
+
+
+def test_a_run_that_ended_early_says_why(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):  # the second time it is found
+        assert command("seed=6,1") == 0
+        assert [row["line"] for row in command.rows()] == ["stopped in epoch 3: behind", ""]
+        assert [row["validation_knn"] for row in command.rows()] == ["0.56", "0.51"]
+        printed = capsys.readouterr().out
+        assert "[1/2] seed=6: finished: stopped in epoch 3: behind\n" in printed
+        assert "\nfinished: seed=6: stopped in epoch 3: behind\n" in printed
 
 
 def test_a_pattern_chooses_and_the_record_names_the_command(command: Command) -> None:

@@ -7,6 +7,7 @@ from selfdistill.callbacks.collapse_verdict import Alarm
 from selfdistill.callbacks.cost import CostMeter
 from selfdistill.callbacks.history import History
 from selfdistill.callbacks.interrupt import GracefulInterrupt, TrainingInterrupted
+from selfdistill.callbacks.median_stop import MedianStop
 from selfdistill.callbacks.online_evaluation import OnlineKNN
 from selfdistill.callbacks.online_probe import OnlineProbe
 from selfdistill.callbacks.progress import EpochLines, ProgressBar
@@ -24,6 +25,7 @@ __all__ = [
     "GracefulInterrupt",
     "History",
     "LastCheckpoint",
+    "MedianStop",
     "OnlineKNN",
     "OnlineProbe",
     "ProgressBar",

@@ -182,7 +182,11 @@ def _explain(config_name: str, overrides: Sequence[str], error: HydraException) 
     if key:
         wanted = key.group(1)
         groups = [text for _, text in _split([o for o in overrides if not o.startswith(wanted)])[1]]
-        config = OmegaConf.to_container(_compose(config_name, groups), resolve=False)
+        try:
+            config = OmegaConf.to_container(compose(config_name, groups), resolve=False)
+        except (HydraException, OmegaConfBaseException):  # the mistake stands in a file
+            hint = "; a file that overrides groups begins with the line: # @package _global_" if "@" in wanted else ""
+            return f"config: {_first_line(error)}{hint}"
         if wanted.startswith("hydra"):
             return (
                 f"{wanted}: no such key of Hydra's; hydra.run.dir, hydra.sweep.dir and hydra.verbose are; --hydra-help"

@@ -1,4 +1,4 @@
-"""A run again from its folder: ``python -m src.train --config-path <run> -cn config``."""
+"""What ``--config-path`` names: a run's folder, to run it again (``-cn config``), or the user's own configuration."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _HYDRA = (
 
 
 def stored_config(arguments: argparse.Namespace) -> Path | None:
-    """The run's folder that ``--config-path`` names; ``arguments`` and ``sys.argv`` then say how it is run again.
+    """The folder that ``--config-path`` names, from the working directory; None without one, or where it is an address.
 
-    None where it names something else, which is Hydra's to judge.
+    ``arguments`` and ``sys.argv`` then name it in full, and say how a run is run again where it is the folder of one.
 
     Raises:
         UserError: there is no such folder.
@@ -33,10 +33,15 @@ def stored_config(arguments: argparse.Namespace) -> Path | None:
     folder = Path(arguments.config_path).resolve()
     if not folder.is_dir():
         raise UserError(
-            f"--config-path: {arguments.config_path!r} given, no such folder; allowed is the folder of a run"
+            f"--config-path: {arguments.config_path!r} given, no such folder; allowed is the folder of a run, or of "
+            "configurations"
         )
     if not (folder / "config.yaml").is_file() or arguments.config_name not in (None, "config"):
-        return None
+        given, arguments.config_path = arguments.config_path, str(folder)
+        for i, text in enumerate(sys.argv):  # Hydra would look beside the program
+            if text == given or (text.startswith("-") and text.endswith(f"={given}")):
+                sys.argv[i] = text.removesuffix(given) + str(folder)
+        return folder
     own = [text for text in _HYDRA if not any(o.startswith(text.partition("=")[0]) for o in arguments.overrides)]
     arguments.config_path, arguments.config_name = str(folder), "config"
     arguments.overrides = ["run_dir=null", *own, *arguments.overrides]

@@ -96,6 +96,8 @@ def _mapping(
     if isinstance(target, str):
         _constructed(prefix, node, target, known, composed)
         return
+    if "_target_" in known and not argument:
+        raise UserError(f"{prefix}_target_: {shown(target)} given or taken away, but it says what is made; leave it")
     notes = _noted() if any(prefix.startswith(f"{note}.") for note in _NOTES) else set()
     for key, value in node.items():
         path = f"{prefix}{key}"

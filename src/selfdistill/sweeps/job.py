@@ -68,12 +68,14 @@ def run_job(config: DictConfig) -> float | None:
             write_job(folder, replace(job, status="interrupted", line="stopped; the same command continues it"))
             raise
         said = job.line or f"{job.status}, {time.monotonic() - started:.0f} s"
-    write_job(folder, job)
     objective = None
     if job.status == "finished":
         summary = json.loads((folder / str(job.run) / "summary.json").read_text(encoding="utf-8"))
         objective = summary["validation_knn"]
         said = said if objective is None else f"{said}, validation k-NN {objective:.4g}"
+        if stopped := summary.get("stopped"):
+            job, said = replace(job, line=stopped), stopped
+    write_job(folder, job)
     _say(about, job, f"{job.status}: {said}" if job.line else said)
     return objective
 

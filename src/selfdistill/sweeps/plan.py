@@ -76,8 +76,7 @@ def plan(arguments: Namespace, config_name: str) -> Plan:
     """
     name = arguments.config_name or config_name
     search_path = [f"file://{Path(arguments.config_dir).resolve()}"] if arguments.config_dir else []
-    # Hydra's rule: from the folder of the program
-    conf = Path(sys.argv[0]).parent / arguments.config_path if arguments.config_path else CONF
+    conf = Path(arguments.config_path) if arguments.config_path else CONF
     try:
         GlobalHydra.instance().clear()
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):

@@ -37,7 +37,7 @@ def write_csv(sweep: Sweep, file: Path) -> Path:
 
 
 def terminal_table(sweep: Sweep) -> str:
-    """The jobs with a figure, the best first, then mean ± std over seeds, then what has none and why."""
+    """The jobs with a figure, the best first, then mean ± std over seeds, then what else there is to say."""
     keys = sweep.swept
     ranked = sweep.ranked
     rest = [job for job in sweep.jobs if job.status == "finished" and job.objective is None]
@@ -52,14 +52,14 @@ def terminal_table(sweep: Sweep) -> str:
             for group in groups
         ]
         blocks.append(aligned(means, [*shared, "mean k-NN", "std", "seeds"], left=len(shared)))
-    unfinished = [f"{job.status}: {job.label}: {job.line}".removesuffix(": ") for job in sweep.jobs if _unfinished(job)]
+    told = [f"{job.status}: {job.label}: {job.line}".removesuffix(": ") for job in sweep.jobs if _told(job)]
     waiting = sum(job.status == "waiting" for job in sweep.jobs)
-    blocks.append("\n".join([*unfinished, *([f"not run: {waiting} jobs"] if waiting else [])]))
+    blocks.append("\n".join([*told, *([f"not run: {waiting} jobs"] if waiting else [])]))
     return "\n\n".join(block for block in blocks if block)
 
 
-def _unfinished(job: Job) -> bool:
-    return job.status not in ("finished", "waiting")
+def _told(job: Job) -> bool:
+    return bool(job.line) if job.status == "finished" else job.status != "waiting"
 
 
 def _row(job: Job, keys: list[str]) -> list[str]:
