@@ -126,10 +126,10 @@ def msn_loss() -> Pair:
     their = MSNLoss()
 
     def ours(anchors: Tensor, targets: Tensor, prototypes: Tensor) -> Tensor:
-        rows = F.normalize(prototypes, dim=1)
-        cosines = F.linear(F.normalize(anchors, dim=1), rows)
+        rows = unit(prototypes)
+        cosines = F.linear(unit(anchors), rows)
         with torch.no_grad():
-            log_p = F.log_softmax(F.linear(F.normalize(targets, dim=1), rows) / (0.1 * 0.25), dim=1)
+            log_p = F.log_softmax(F.linear(unit(targets), rows) / (0.1 * 0.25), dim=1)
             codes = sinkhorn(log_p, epsilon=1.0, iterations=3)
         cluster = fused_cross_entropy(
             cosines.view(11, 128, -1), codes[None], student_temperature=0.1, teacher_temperature=None,

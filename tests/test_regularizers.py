@@ -40,6 +40,13 @@ def test_koleo_equals_a_double_loop(n: int, d: int, seed: int):
     assert koleo(features).item() == pytest.approx(slow_koleo(features), rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.parametrize("n", [127, 128, 129, 257, 400])
+def test_koleo_of_many_rows_equals_a_double_loop(n: int):
+    """Nearest rows lie in the same stretch of rows, before and behind it."""
+    features = randn(n, 16, seed=n, dtype=torch.float64)
+    assert koleo(features).item() == pytest.approx(slow_koleo(features), rel=1e-9)
+
+
 def test_koleo_of_two_opposite_points():
     # A diagonal of -1 or -2 instead of -inf makes a point its own neighbour here: 8.4 or 18.4.
     assert koleo(torch.tensor([[3.0, 4.0], [-0.6, -0.8]])).item() == pytest.approx(-math.log(2))

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfdistill.distributed import all_reduce_mean_grad, all_reduce_sum, world_size
-from selfdistill.products import row_products
 
 __all__ = ["koleo", "me_max", "variance_covariance"]
 
@@ -41,9 +40,7 @@ def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
         norm_N1 = torch.linalg.vector_norm(x_ND, dim=1, keepdim=True)
         # A zero row has no direction to correct; a gradient divided by eps would overflow float16.
         x_ND = torch.where(norm_N1 <= eps, 0.0, x_ND / norm_N1.clamp_min(eps))
-        similarity_NN = row_products(x_ND.detach(), x_ND.detach())
-        # Any finite value could tie with a true neighbour: opposite points have similarity −1.
-        nearest_N = similarity_NN.fill_diagonal_(-math.inf).argmax(1)
+        nearest_N = _nearest(x_ND.detach())
         distance_N = torch.linalg.vector_norm(x_ND - x_ND[nearest_N], dim=1)
         # Below the resolution of unit vectors a difference is rounding, which 1/distance would blow up.
         resolution = 8 * torch.finfo(x_ND.dtype).eps
@@ -111,6 +108,28 @@ def variance_covariance(x: Tensor, *, variance_target: float = 1.0, eps: float =
         covariance_DD = scale * all_reduce_mean_grad(centered_ND.T @ centered_ND)
         variance = F.relu(variance_target - (variance_D + eps).sqrt()).mean()
         return variance, 2 * covariance_DD.triu(1).square().sum() / x.shape[1]
+
+
+@torch.no_grad()
+def _nearest(x_ND: Tensor) -> Tensor:
+    """[N] the row most similar to each, itself excepted."""
+    # Of a symmetric matrix half is enough, where kernels are not waited for longer than products take.
+    size = 128 if x_ND.device.type == "cpu" else len(x_ND)
+    # Any finite value could tie with a true neighbour: opposite points have similarity −1.
+    best_N = x_ND.new_full((len(x_ND),), -math.inf)
+    nearest_N = torch.zeros(len(x_ND), dtype=torch.int64, device=x_ND.device)
+    for start in range(0, len(x_ND), size):
+        block_BM = x_ND[start : start + size] @ x_ND[start:].T  # B rows with themselves and all behind them
+        rows, behind = slice(start, start + len(block_BM)), slice(start + len(block_BM), None)
+        block_BM[:, : len(block_BM)].fill_diagonal_(-math.inf)
+        found = [(rows, block_BM.max(1))]
+        if behind.start < len(x_ND):
+            found.append((behind, block_BM[:, len(block_BM) :].max(0)))
+        for where, (similarity, index) in found:
+            index += start
+            nearest_N[where] = torch.where(similarity > best_N[where], index, nearest_N[where])
+            best_N[where] = torch.maximum(similarity, best_N[where])
+    return nearest_N
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -235,6 +235,15 @@ def test_resume_equals_the_uninterrupted_run(
     assert module.clock == again.clock
 
 
+def test_a_step_can_be_profiled_with_its_shapes(method: str, compose: Any, tmp_path: Path) -> None:
+    """The profiler looks at what functions are given, ours too."""
+    module, datamodule = build(compose(f"method={method}", "debug=fast", "data.batch_size=8"))
+    trainer = make_trainer(tmp_path, max_epochs=-1, max_steps=1, limit_val_batches=0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
+        fit(module, datamodule, trainer)
+    assert any(event.input_shapes for event in profile.events())
+
+
 def test_half_precision_weights_are_refused(method: str, compose: Any, tmp_path: Path) -> None:
     module, datamodule = build(compose(f"method={method}", "debug=fast"))
     with pytest.raises(ValueError, match=r"trainer.precision: bf16-true given"):

@@ -17,7 +17,7 @@ __all__ = ["fused_cross_entropy"]
 _CPU_CHUNK = 2**17
 _DEVICE_CHUNK = 2**23
 
-Groups = dict[tuple[int, ...], list[int]]
+Groups = list[tuple[list[int], list[int]]]  # not a mapping: the profiler writes arguments of functions down
 
 
 # Traced, the loop over chunks would be unrolled.
@@ -89,7 +89,7 @@ def fused_cross_entropy(
 
 
 def students_by_teachers(crops: int, teachers: int, pairs: Sequence[tuple[int, int]] | None) -> Groups:
-    """For each combination of teacher crops, the student crops compared with exactly these."""
+    """For each combination of teacher crops: these, and the student crops compared with exactly them."""
     if pairs is None:
         pairs = [(v, g) for v in range(crops) for g in range(teachers) if v != g]
     if not pairs:
@@ -100,10 +100,10 @@ def students_by_teachers(crops: int, teachers: int, pairs: Sequence[tuple[int, i
     for v, g in pairs:
         if not (0 <= v < crops and 0 <= g < teachers):
             raise ValueError(f"pairs must be (student < {crops}, teacher < {teachers}), none negative, got {(v, g)}")
-    groups: Groups = {}
+    groups: dict[tuple[int, ...], list[int]] = {}
     for v in sorted({v for v, _ in pairs}):
         groups.setdefault(tuple(sorted(g for s, g in pairs if s == v)), []).append(v)
-    return groups
+    return [(list(compared), students) for compared, students in groups.items()]
 
 
 class _FusedCrossEntropy(torch.autograd.Function):
@@ -145,7 +145,7 @@ def _loss_and_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     V, B, K = student.shape
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    terms = B * sum(len(teachers) * len(students) for teachers, students in groups.items())
+    terms = B * sum(len(teachers) * len(students) for teachers, students in groups)
     factor = 1 / (student_temperature * terms)
     total = torch.zeros((), dtype=dtype, device=student.device)
     x_chunk, q_chunk = torch.empty((2, min(chunk_rows, B), K), dtype=dtype, device=student.device)
@@ -153,7 +153,7 @@ def _loss_and_gradient(
     if with_gradient:
         stored = torch.float32 if student.dtype == torch.float16 else student.dtype
         gradient = torch.empty((V, B, K), dtype=stored, device=student.device)
-        for v in set(range(V)).difference(*groups.values()):
+        for v in set(range(V)).difference(*(students for _, students in groups)):
             gradient[v].zero_()
 
     with torch.autocast(student.device.type, enabled=False):
@@ -164,7 +164,7 @@ def _loss_and_gradient(
                 p_GCK = torch.softmax(p_GCK / teacher_temperature, dim=-1)
             if weight is not None:
                 p_GCK = p_GCK * weight[rows, None]
-            for teachers, students in groups.items():
+            for teachers, students in groups:
                 target_CK = sum((p_GCK[g] for g in teachers[1:]), start=p_GCK[teachers[0]])
                 mass_C1 = target_CK.sum(-1, keepdim=True)
                 pull_CK = target_CK * -factor

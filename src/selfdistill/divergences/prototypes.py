@@ -116,7 +116,7 @@ def _loss_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, K = features.shape[1], len(prototypes)
     dtype = torch.promote_types(torch.promote_types(features.dtype, teacher.dtype), torch.float32)
-    terms = B * sum(len(teachers) * len(students) for teachers, students in groups.items())
+    terms = B * sum(len(teachers) * len(students) for teachers, students in groups)
     factor = 1 / (student_temperature * terms)
     total = torch.zeros((), dtype=dtype, device=features.device)
     w_KP = prototypes.to(dtype)
@@ -131,7 +131,7 @@ def _loss_and_gradients(
             p_GCK = teacher[:, rows].to(dtype)
             if teacher_temperature is not None:
                 p_GCK = torch.softmax(p_GCK / teacher_temperature, dim=-1)
-            for teachers, students in groups.items():
+            for teachers, students in groups:
                 target_CK = sum((p_GCK[g] for g in teachers[1:]), start=p_GCK[teachers[0]])
                 mass_C1 = target_CK.sum(-1, keepdim=True)
                 z_NP = features[students, rows].to(dtype).flatten(0, 1)
