@@ -39,7 +39,7 @@ def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
         x_ND = _at_least_float32(features)
         norm_N1 = torch.linalg.vector_norm(x_ND, dim=1, keepdim=True)
         # A zero row has no direction to correct; a gradient divided by eps would overflow float16.
-        x_ND = torch.where(norm_N1 <= eps, 0.0, x_ND / norm_N1.clamp_min(eps))
+        x_ND = x_ND * torch.where(norm_N1 <= eps, 0.0, norm_N1.clamp_min(eps).reciprocal())
         nearest_N = _nearest(x_ND.detach())
         distance_N = torch.linalg.vector_norm(x_ND - x_ND[nearest_N], dim=1)
         # Below the resolution of unit vectors a difference is rounding, which 1/distance would blow up.
