@@ -41,3 +41,4 @@ def test_an_array_is_not_faulted_in_again() -> None:
 
 def test_what_the_environment_sets_stays() -> None:
     assert counted(MALLOC_ARENA_MAX="2")[1] == "False"
+    assert counted(GLIBC_TUNABLES="")[1] == "False"

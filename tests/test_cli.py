@@ -91,9 +91,9 @@ def test_a_configuration_of_the_users_own(
     more: str, given: str, says: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From the working directory, as any path, and checked before anything is made."""
-    Path("mine").mkdir()
-    Path("mine", "own.yaml").write_text(OWN.format(more=more))
-    monkeypatch.setattr(sys, "argv", ["train", "--config-path", "mine", "-cn", "own", given])
+    Path("own").mkdir()  # as the file in it, which stays a name
+    Path("own", "own.yaml").write_text(OWN.format(more=more))
+    monkeypatch.setattr(sys, "argv", ["train", "--config-path", "own", "-cn", "own", given])
     seeds: list[int] = []
     monkeypatch.setattr(runner, "fit", lambda config: seeds.append(config.seed))
     if says is None:

@@ -259,6 +259,18 @@ class TestEveryRecipe:
             build_method(config)
 
 
+def test_experiments_may_build_on_ours(tmp_path: Path) -> None:
+    """What a recipe says of its own method comes along, and two experiments go together."""
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults: [dino_imagenet_vits16, _self_]\nseed: 7\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "experiment" / "tweak.yaml").write_text("# @package _global_\nseed: 8\n", encoding="utf-8")
+    where = {"search_path": [f"file://{tmp_path}"]}
+    for experiment, seed in (("mine", 7), ("[dino_imagenet_vits16,tweak]", 8)):
+        config = check("train", [f"experiment={experiment}", f"data.root={CONF}"], **where).config
+        assert (config.method.norm_last_layer, config.seed, config.trainer.devices) == (False, seed, 8)
+
+
 @pytest.mark.parametrize("name", PAPERS)
 class TestPapersNumbers:
     def test_learning_rate(self, name: str) -> None:

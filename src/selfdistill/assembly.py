@@ -84,7 +84,10 @@ def build_method(config: DictConfig) -> SelfDistillModule[Any, Any]:
     parts["weights"] = {
         n: value if isinstance(value, int | float) else instantiate(value) for n, value in weights.items()
     }
-    settings = {key: value for key, value in config.method.items() if key != "paper"}
+    # resolved before it is taken out of the configuration: parts of it refer to others
+    settings = OmegaConf.to_container(config.method, resolve=True)
+    assert isinstance(settings, dict)
+    settings.pop("paper", None)
     # called here, not by Hydra, which would turn the dataclasses among the parts into configs
     make = instantiate(settings, _partial_=True)
     try:

@@ -67,27 +67,32 @@ def test_unshuffled() -> None:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(length=SMALL, batch_size=st.integers(1, 6), world=st.integers(1, 5), drop_last=st.booleans())
-def test_ranks_together_are_one_process(length: int, batch_size: int, world: int, drop_last: bool) -> None:
+@given(length=SMALL, unit=st.integers(1, 6), parts=st.integers(1, 3), world=st.integers(1, 5), drop_last=st.booleans())
+def test_ranks_together_are_one_process(length: int, unit: int, parts: int, world: int, drop_last: bool) -> None:
+    batch_size = unit * parts
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampler, "world_size", lambda: world)
         shares = []
         for rank in range(world):
             patch.setattr(sampler, "rank", lambda rank=rank: rank)
-            order = ResumableBatchSampler(length, batch_size, seed=1, drop_last=drop_last)
+            order = ResumableBatchSampler(length, batch_size, seed=1, drop_last=drop_last, unit=unit)
             shares.append(batches(order, epoch=2))
             assert len(shares[-1]) == len(order)
             counts = [order.images_of_all(batch) for batch in range(len(order))]
     together = [set(chain.from_iterable(step)) for step in zip(*shares, strict=True)]
-    alone = batches(ResumableBatchSampler(length, batch_size * world, seed=1, drop_last=drop_last), epoch=2)
-    if not drop_last and len(alone[-1]) < world:
-        alone = alone[:-1]  # not every rank would have one
+    one = ResumableBatchSampler(length, batch_size * world, seed=1, drop_last=drop_last, unit=unit * world)
+    alone = batches(one, epoch=2)
+    if not drop_last and len(alone[-1]) // world % unit == 0:
+        # one image more would be one micro-batch more for some ranks, or the only one
+        whole = len(alone[-1]) // world * world
+        alone = [*alone[:-1], *([alone[-1][:whole]] if whole else [])]
     assert together == [set(batch) for batch in alone]
     assert counts == [len(batch) for batch in alone]
     sizes = [[len(batch) for batch in step] for step in zip(*shares, strict=True)]
     assert [sum(step) for step in sizes] == counts, "none twice"
     assert all(max(step) - min(step) <= (0 if drop_last else 1) for step in sizes)
     assert all(min(step) > 0 for step in sizes)
+    assert all(len({-(-size // unit) for size in step}) == 1 for step in sizes), "as many micro-batches on each rank"
 
 
 def test_lightning_takes_it_for_sharded() -> None:

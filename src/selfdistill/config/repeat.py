@@ -10,6 +10,7 @@ from typing import Any
 
 from selfdistill.config.errors import UserError
 
+_FLAGS = ("--config-path", "-cp")
 # What the stored configuration leaves to Hydra: a folder of its own, and the log in it.
 _HYDRA = (
     "hydra.searchpath=[pkg://selfdistill.conf]",
@@ -36,11 +37,15 @@ def stored_config(arguments: argparse.Namespace) -> Path | None:
             f"--config-path: {arguments.config_path!r} given, no such folder; allowed is the folder of a run, or of "
             "configurations"
         )
-    if not (folder / "config.yaml").is_file() or arguments.config_name not in (None, "config"):
-        given, arguments.config_path = arguments.config_path, str(folder)
+    run = all((folder / name).is_file() for name in ("config.yaml", "provenance.json"))
+    if not run or arguments.config_name not in (None, "config"):
+        arguments.config_path = str(folder)
         for i, text in enumerate(sys.argv):  # Hydra would look beside the program
-            if text == given or (text.startswith("-") and text.endswith(f"={given}")):
-                sys.argv[i] = text.removesuffix(given) + str(folder)
+            flag, _, value = text.partition("=")
+            if flag in _FLAGS and value:
+                sys.argv[i] = f"{flag}={folder}"
+            elif sys.argv[i - 1] in _FLAGS:
+                sys.argv[i] = str(folder)
         return folder
     own = [text for text in _HYDRA if not any(o.startswith(text.partition("=")[0]) for o in arguments.overrides)]
     arguments.config_path, arguments.config_name = str(folder), "config"

@@ -66,8 +66,8 @@ def fsdp2(cost: StepCost, gpus: int, units: Units, *, micro_batches: int = 1) ->
     In each micro-batch the student is gathered forward and again backward, the teacher once, and gradients are reduced
     and scattered: each GPU sends (N−1)/N of all of them. Gradients of what is trained beside go round as under DDP.
 
-    Under ``accumulate=exact`` the student of each micro-batch is gathered once more, where it runs again, and gradients
-    are whole until the last of them, since one backward pass goes over all.
+    Under ``accumulate=exact`` one backward pass goes over all micro-batches: the student that runs again in it, and its
+    gradients, are whole until its end.
     """
     if gpus == 1:
         return Share(1, cost.total, 0)
@@ -75,14 +75,11 @@ def fsdp2(cost: StepCost, gpus: int, units: Units, *, micro_batches: int = 1) ->
     # its gradients and their optimizer: all that is trained is in float32
     stays = beside + round(beside / cost.gradients * (cost.gradients + cost.optimizer))
     everything = cost.student.bytes + cost.teacher.bytes + beside + cost.gradients + cost.optimizer
-    # the block at work with its gradient, the next one on its way, and what lies outside the blocks
-    whole = 3 * units.block + units.rest + stays
     parts = -(-cost.batch // cost.micro_batch)
-    if parts > 1:
-        whole += cost.gradients
-    memory = (everything - stays) // gpus + whole + cost.state + cost.views + cost.activations
-    gathers = 2 if parts == 1 else 3
-    moved = parts * (gathers * cost.student.bytes + cost.teacher.bytes) + cost.gradients + beside
+    # the block at work with its gradient, the next one on its way, and what lies outside the blocks
+    at_work = 3 * units.block + units.rest if parts == 1 else cost.student.bytes + cost.gradients
+    memory = (everything - stays) // gpus + at_work + stays + cost.state + cost.views + cost.activations
+    moved = parts * (2 * cost.student.bytes + cost.teacher.bytes) + cost.gradients + beside
     return Share(gpus, memory, round(micro_batches * (gpus - 1) / gpus * moved))
 
 

@@ -110,8 +110,9 @@ class ResumableBatchSampler(DistributedSampler[EpochIndices]):
         ranks = world_size()
         if self.drop_last:
             return self.length // ranks // self.unit * self.unit * ranks
-        rest = self.length % (self.batch_size * ranks)
-        return self.length - rest if rest < ranks else self.length
+        low, more = divmod(self.length % (self.batch_size * ranks), ranks)
+        # One image more on some ranks may not be a micro-batch more there: networks are gathered by all together.
+        return self.length - (more if low % self.unit == 0 else 0)
 
 
 class ResumableLoader(DataLoader[Any]):
