@@ -108,6 +108,43 @@ def test_a_configuration_of_the_users_own(
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["-m", "seed=0,1", "--cfg", "job"], "-m: given with --cfg or --info, allowed is one of them; leave -m out"),
+        (["--config-dir", "nowhere"], "--config-dir: 'nowhere' given, no such folder"),
+        (["run_dir=here"], "run_dir: here given, but the run fills it in; set hydra.run.dir=<folder>"),
+        (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch: 0 given, allowed is"),
+        (
+            ["trainer.gradient_clip_val=1"],
+            "trainer.gradient_clip_val: not stated here; +trainer.gradient_clip_val=<value>",
+        ),
+        (["views.crops.0.sise=3"], "views.crops.0.sise: no such key; did you mean views.crops.0.size?"),
+        (["callbacks=[]"], "callbacks.online_knn: settings, but no object (_target_) that reads them"),
+        (["accumulate=exact"], "accumulate: 'exact' given, but trainer.accumulate_grad_batches=1 does not read it"),
+    ],
+)
+def test_what_hydra_would_answer_with_a_traceback(
+    given: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", *given])
+    with pytest.raises(SystemExit) as end:
+        cli.launch(cli._train, "train")
+    said = capsys.readouterr().err
+    assert (end.value.code, said.count("\n")) == (2, 1)
+    assert says in said
+
+
+def test_a_flag_may_stand_between_the_overrides(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train", "method=dino_like", "--cfg", "job", "seed=7"])
+    cli.launch(cli._train, "train")
+    said = capsys.readouterr().out
+    assert "seed: 7" in said
+    assert "selfdistill.methods.DINO" in said
+
+
 @pytest.mark.parametrize(("file", "stays"), [(None, False), ("train.log", False), ("config.yaml", True)])
 def test_ctrl_c_during_the_imports_leaves_no_folder(
     file: str | None, stays: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import importlib
 import logging
@@ -42,15 +43,18 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
     A single run is composed and checked before Hydra makes its folder. Exit codes: 0 done, 2 a mistake
     in the command, 130 stopped by Ctrl-C, 143 by SIGTERM, 1 anything else.
     """
-    arguments = get_args_parser().parse_args()
+    arguments = get_args_parser().parse_intermixed_args()
+    _overrides_last(arguments.overrides)
     own_errors = "HYDRA_FULL_ERROR" not in os.environ
     # Hydra would print its own report; with this it lets the exception through to here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    if arguments.help:
-        return print(help_text(config_name))
     passes = arguments.hydra_help or arguments.info or arguments.cfg
     passes = passes or arguments.shell_completion
     try:
+        if arguments.help:
+            print(help_text(config_name), flush=True)
+            return
+        _refuse_unfit(arguments)
         conf = stored_config(arguments) if config_name == "train" else None
         if arguments.multirun and config_name == "train" and not (arguments.cfg or arguments.info):
             from selfdistill.sweeps import sweep
@@ -153,6 +157,30 @@ def preview() -> None:
 def report() -> None:
     """The command ``selfdistill-report``."""
     launch(_report, "report")
+
+
+def _overrides_last(overrides: list[str]) -> None:
+    """Hydra takes them in one place only; a flag may stand between them."""
+    flags = sys.argv[1:]
+    for text in overrides:
+        flags.remove(text)
+    sys.argv[1:] = [*flags, *overrides]
+
+
+def _refuse_unfit(arguments: argparse.Namespace) -> None:
+    """What Hydra itself answers with a traceback, or not at all.
+
+    Raises:
+        UserError: flags that do not go together, or a folder that is not there.
+    """
+    if arguments.multirun and (arguments.cfg or arguments.info):
+        raise UserError("-m: given with --cfg or --info, allowed is one of them; leave -m out")
+    folder = arguments.config_dir
+    if folder and "://" not in folder and not Path(folder).is_dir():
+        raise UserError(f"--config-dir: {folder!r} given, no such folder; allowed is one with method/, experiment/, …")
+    given = next((o for o in arguments.overrides if o.startswith("run_dir=") and o != "run_dir=null"), None)
+    if given is not None:
+        raise UserError(f"{given.replace('=', ': ', 1)} given, but the run fills it in; set hydra.run.dir=<folder>")
 
 
 def refuse_search(overrides: list[str]) -> None:

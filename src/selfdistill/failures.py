@@ -26,11 +26,17 @@ def clear_errors() -> Iterator[None]:
     except InstantiationException as error:
         if isinstance(error.__cause__, ValueError | TypeError | ImportError):
             raise UserError(_with_group(str(error.__cause__), str(error))) from error.__cause__
+        if "blocklisted" in str(error):  # Hydra makes nothing that runs commands or touches files
+            raise UserError(f"_target_: {str(error).splitlines()[0]}") from error
         raise
     except (NonFiniteLossError, CollapseError) as error:
         raise UserError(str(error)) from error
     except MisconfigurationException as error:  # Lightning's word for a setting that cannot work
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    except TypeError as error:
+        if (found := re.fullmatch(r"init\(\) got an unexpected keyword argument '(\w+)'", str(error))) is None:
+            raise
+        raise UserError(f"logger.wandb.{found[1]}: no argument of wandb.init; leave it out") from error
     except ValueError as error:
         if (said := _said_in_worker(str(error))) is not None:
             raise UserError(said) from error

@@ -225,6 +225,9 @@ class TestTheCache:
         with get_context("fork").Pool(2) as pool:
             for found in pool.map(read_all, [shards] * 4, chunksize=1):
                 assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+            # at the end of the block they would be terminated, which one with another's SIGTERM handler outlives
+            pool.close()
+            pool.join()
         assert not list(tmp_path.rglob("part-*"))
 
 

@@ -59,6 +59,20 @@ def test_a_search_leaves_its_jobs_to_the_sweeper() -> None:
     assert planned("hparams_search=optuna", "teacher.momentum=0.9").swept == ["optimizer.lr"]
 
 
+@pytest.mark.parametrize(
+    ("given", "jobs"),
+    [
+        (("experiment=byol_imagenet_r50,dino_imagenet_vits16", "data.root=."), 2),
+        (("debug=fast,limit",), 2),
+        (("debug=glob(*)", "seed=0,1"), 8),
+    ],
+)
+def test_what_may_choose_a_sweeper_may_be_swept(given: tuple[str, ...], jobs: int) -> None:
+    found = planned(*given).jobs
+    assert found is not None
+    assert len(found) == jobs
+
+
 def test_a_search_has_a_config_dir_of_any_name(tmp_path: Path) -> None:
     folder = tmp_path / "ü, x"
     (folder / "experiment").mkdir(parents=True)

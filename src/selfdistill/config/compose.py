@@ -22,6 +22,7 @@ from selfdistill.config.errors import UserError, nearest, shown
 from selfdistill.config.quoting import searched
 from selfdistill.config.ranges import check_values, flatten, rule_of, untypical
 from selfdistill.config.schema import check_keys
+from selfdistill.config.signatures import signature
 from selfdistill.config.unread import BESIDE, check_read
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -150,10 +151,9 @@ def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def _paths(tree: Any, prefix: str = "") -> list[str]:
-    """Every key of nested mappings, inner ones too."""
-    if not isinstance(tree, dict):
-        return []
-    return [p for k, v in tree.items() for p in (f"{prefix}{k}", *_paths(v, f"{prefix}{k}."))]
+    """Every key of nested mappings and lists, inner ones too, that a user may mean."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return [p for k, v in items if not str(k).startswith("_") for p in (f"{prefix}{k}", *_paths(v, f"{prefix}{k}."))]
 
 
 def _missing(error: MissingConfigException) -> str:
@@ -194,7 +194,12 @@ def _explain(config_name: str, overrides: Sequence[str], error: HydraException) 
         known = [*_paths(config), *(folder.name for folder in CONF.iterdir() if folder.is_dir())]
         if wanted in known:
             return f"{wanted}: a mapping takes its entries one by one: +{wanted}.<name>=<value>"
-        if OmegaConf.select(OmegaConf.create(config), wanted.rpartition(".")[0] or "\0") == {}:
+        parent, _, name = wanted.rpartition(".")
+        holder = OmegaConf.select(OmegaConf.create(config), parent or "\0")
+        found = signature(str(holder.get("_target_"))) if OmegaConf.is_dict(holder) else None
+        if found and name in found.parameters:
+            return f"{wanted}: not stated here; +{wanted}=<value> gives it"
+        if holder == {}:
             return f"{wanted}: a new entry of a mapping is written with a plus: +{wanted}=<value>"
         return f"{wanted}: no such key{nearest(wanted, known)}; all keys: --cfg job"
     for group, given in _split(overrides)[1] if "resolving interpolation" in text else ():

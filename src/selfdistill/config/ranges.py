@@ -84,7 +84,7 @@ RULES: dict[str, Range] = {
     r"seed": Range(0, 2**32 - 1, whole=True),
     r"trainer\.(max_epochs|max_steps)": Range(1, whole=True, also=(-1, None)),
     r"trainer\.accumulate_grad_batches": Range(1, whole=True),
-    r"trainer\.log_every_n_steps": Range(1, whole=True),
+    r"trainer\.(log_every_n_steps|check_val_every_n_epoch)": Range(1, whole=True),
 }
 
 # Texts that are one of a few.

@@ -104,6 +104,8 @@ def _mapping(
         if argument:
             _inside(path, value, None, composed, argument=True)
             continue
+        if prefix.rstrip(".") in _NAMED and isinstance(value, Mapping) and "_target_" not in value:
+            raise UserError(f"{path}: settings, but no object (_target_) that reads them; choose {prefix[:-1]}=default")
         named = prefix.rstrip(".") in _NAMED and (value is None or (isinstance(value, Mapping) and "_target_" in value))
         if key not in known and not named and f"{prefix}{key}" not in notes and not used(composed.config, path):
             if prefix.rstrip(".") in _NAMED and not isinstance(value, Mapping):

@@ -33,6 +33,7 @@ _UNREAD: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     ("teacher.momentum_end", "teacher.shape", ("constant",)),
     ("teacher.duration", "teacher.shape", ("constant",)),
     ("teacher.trust", "teacher.checkpoint", (None,)),
+    ("accumulate", "trainer.accumulate_grad_batches", (1,)),
     ("schedule.duration", "teacher.shape", ("constant",)),
     ("method.sinkhorn_iterations", "method.centering", ("center",)),
     ("method.center_momentum", "method.centering", ("sinkhorn",)),

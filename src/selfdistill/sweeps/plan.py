@@ -82,7 +82,12 @@ def plan(arguments: Namespace, config_name: str) -> Plan:
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
             parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
             given = parser.parse_overrides(arguments.overrides)
-            choosers = [o.input_line for o in given if o.is_hydra_override() or o.key_or_group in _CHOOSERS]
+            # one that is swept itself chooses no sweeper
+            choosers = [
+                o.input_line
+                for o in given
+                if o.is_hydra_override() or (o.key_or_group in _CHOOSERS and not o.is_sweep_override())
+            ]
             settings = _launching(choosers, search_path)
             params = parser.parse_overrides([f"{k}={v}" for k, v in (settings.sweeper.get("params") or {}).items()])
             # the command's value of a key stands for the one of the configuration
