@@ -120,7 +120,6 @@ def test_a_configuration_of_the_users_own(
             "trainer.gradient_clip_val: not stated here; +trainer.gradient_clip_val=<value>",
         ),
         (["views.crops.0.sise=3"], "views.crops.0.sise: no such key; did you mean views.crops.0.size?"),
-        (["callbacks=[]"], "callbacks.online_knn: settings, but no object (_target_) that reads them"),
         (["accumulate=exact"], "accumulate: 'exact' given, but trainer.accumulate_grad_batches=1 does not read it"),
     ],
 )

@@ -228,6 +228,7 @@ def keys() -> frozenset[str]:
     others = [
         ("train", "logger=wandb", "teacher=snapshot", "callbacks=probe", "objective=[koleo,contrastive]"),
         ("train", "method=ema_teacher", "divergence=kl", "data=folder", "data.root=."),
+        ("train", "hparams_search=optuna", "run_dir=x"),
         ("evaluate", "checkpoint=x"),
         ("export", "checkpoint=x"),
         ("preview",),

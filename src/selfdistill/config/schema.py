@@ -96,7 +96,7 @@ def _mapping(
     if isinstance(target, str):
         _constructed(prefix, node, target, known, composed)
         return
-    if "_target_" in known and not argument:
+    if "_target_" in known and not argument and node:  # an empty one is a choice, divergence=auto
         raise UserError(f"{prefix}_target_: {shown(target)} given or taken away, but it says what is made; leave it")
     notes = _noted() if any(prefix.startswith(f"{note}.") for note in _NOTES) else set()
     for key, value in node.items():
@@ -104,8 +104,6 @@ def _mapping(
         if argument:
             _inside(path, value, None, composed, argument=True)
             continue
-        if prefix.rstrip(".") in _NAMED and isinstance(value, Mapping) and "_target_" not in value:
-            raise UserError(f"{path}: settings, but no object (_target_) that reads them; choose {prefix[:-1]}=default")
         named = prefix.rstrip(".") in _NAMED and (value is None or (isinstance(value, Mapping) and "_target_" in value))
         if key not in known and not named and f"{prefix}{key}" not in notes and not used(composed.config, path):
             if prefix.rstrip(".") in _NAMED and not isinstance(value, Mapping):
