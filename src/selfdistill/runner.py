@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ from selfdistill.estimate import answer, predicted
 from selfdistill.evaluation.figures import Figures, backbone_figures, figures_table, pixel_figures
 from selfdistill.export import export_backbone, run_facts
 from selfdistill.failures import clear_errors, quiet
-from selfdistill.files import write_text
+from selfdistill.files import whole_file, write_text
 from selfdistill.methods import SelfDistillModule
 from selfdistill.processes import is_first
 from selfdistill.report.ending import last_report
@@ -121,6 +122,8 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         claim(folder, config)
         if config.ckpt_path is not None:
             carry_over(continued, folder)
+        if continued is not None:
+            print(f"continuing: {continued.path}, step {continued.step}")
     trainer.loggers = [instantiate(value) for value in config.logger.values() if OmegaConf.is_dict(value)]
 
     baselines: dict[str, Figures] = {}
@@ -147,6 +150,11 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
             tell_unreadable(datamodule.unreadable, folder / "unreadable.txt")
     seconds = time.perf_counter() - started
 
+    last = folder / "checkpoints" / LAST
+    if trainer.is_global_zero and continued is not None and not last.exists() and trainer.global_step == continued.step:
+        # what it continues had ended: this run is as whole a run as that one
+        with whole_file(last) as part:
+            shutil.copyfile(continued.path, part)
     written = trainer.strategy.checkpoint_io
     unsaved = written.failed.get(folder / "checkpoints" / LAST) if isinstance(written, AtomicCheckpointIO) else None
     # known to the process that writes; the others must not wait for it

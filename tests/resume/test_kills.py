@@ -64,6 +64,13 @@ def test_every_phase_is_tried() -> None:
     assert {phase for phase, _ in EARLY + LATE} == set(PHASES)
 
 
+def test_one_that_had_ended_is_continued_as_a_whole_run(whole: Path, tmp_path: Path) -> None:
+    """Nothing is left to train, yet the new folder can be evaluated and continued as any other."""
+    last = whole / "checkpoints" / "last.ckpt"
+    assert train(["method=dino_like", *SHORT, f"ckpt_path='{whole}'"], tmp_path) == 0, said(tmp_path)
+    assert (tmp_path / "checkpoints" / "last.ckpt").read_bytes() == last.read_bytes()
+
+
 def test_continued_in_another_folder_from_the_one_before(whole: Path, tmp_path: Path) -> None:
     """The newest checkpoint cut in half: the one before is used and named; history and best score come along."""
     first, second = tmp_path / "first", tmp_path / "second"
