@@ -189,7 +189,8 @@ def check_limit(config: DictConfig, datamodule: DataModule) -> None:
 
 def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
     """The callbacks of the group, what shows progress, and last the teacher's update."""
-    named = [instantiate(value) for value in config.callbacks.values() if value is not None]
+    # with callbacks=[] what a small data set sets of them is left without its object
+    named = [instantiate(value) for value in config.callbacks.values() if value is not None and "_target_" in value]
     shown = ProgressBar() if config.trainer.enable_progress_bar and sys.stdout.isatty() else EpochLines()
     stop = GracefulInterrupt(folder / "checkpoints" / LAST)
     return [*named, shown, CostMeter(), TemperatureLog(), RefreshReport(folder), TeacherUpdate(), History(), stop]

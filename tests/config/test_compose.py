@@ -10,7 +10,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from selfdistill.assembly import build_teacher
+from selfdistill.assembly import build_callbacks, build_teacher
+from selfdistill.callbacks import OnlineKNN
 from selfdistill.config import CONF, UserError, check
 
 GROUPS = sorted(
@@ -145,3 +146,9 @@ def test_scale_holds_what_digits_need_and_method_the_papers_values() -> None:
 def test_a_number_stands_where_a_schedule_does() -> None:
     plain = check("train", ["method=dino_like", "method.teacher_temperature=0.05"]).plain
     assert plain["method"]["teacher_temperature"] == 0.05
+
+
+def test_no_callbacks_leaves_what_a_small_data_set_sets_of_them(tmp_path: Path) -> None:
+    config = check("train", ["callbacks=[]", "debug=fast"]).config
+    assert config.callbacks.online_knn.every_n_epochs == 5
+    assert not any(isinstance(callback, OnlineKNN) for callback in build_callbacks(config, tmp_path))
