@@ -37,7 +37,7 @@ from selfdistill.callbacks import (
     TeacherUpdate,
     TrainingInterrupted,
 )
-from selfdistill.checkpoint_io import LAST, AtomicCheckpointIO
+from selfdistill.checkpoint_io import LAST, PREVIOUS, AtomicCheckpointIO
 from selfdistill.config import UserError, check_values, resolved
 from selfdistill.costs.table import as_plain, measured_line
 from selfdistill.data import DataModule
@@ -156,7 +156,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         with whole_file(last) as part:
             shutil.copyfile(continued.path, part)
     written = trainer.strategy.checkpoint_io
-    unsaved = written.failed.get(folder / "checkpoints" / LAST) if isinstance(written, AtomicCheckpointIO) else None
+    unsaved = written.failed.get(last) if isinstance(written, AtomicCheckpointIO) else None
     # known to the process that writes; the others must not wait for it
     unsaved = trainer.strategy.broadcast(unsaved)
     figures: dict[str, Figures] = {}
@@ -175,8 +175,8 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     if unsaved is not None:
         if figures and trainer.is_global_zero:
             print(figures_table(figures))
-        saved = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda file: file.name != LAST)
-        then = f"continue with ckpt_path={saved[0]}" if saved else "start again in another folder: nothing to continue"
+        saved = next((file for name in (LAST, PREVIOUS, "best.ckpt") if (file := last.with_name(name)).exists()), None)
+        then = f"continue with ckpt_path={saved}" if saved else "start again in another folder: nothing to continue"
         raise UserError(
             f"hydra.run.dir: {folder} cannot be written ({unsaved}): the training ended, its last state is lost; "
             f"make room and {then}"

@@ -52,7 +52,8 @@ class MedianStop(L.Callback):
         self.best = max(float(value), float(value) if self.best is None else self.best)
         if self.warmup_epochs <= trainer.current_epoch != (trainer.max_epochs or 0) - 1:
             # one process looks: the records may change between two looks
-            self.line = trainer.strategy.broadcast(self._judged(self.best, trainer.current_epoch))
+            line = self._judged(self.best, trainer.current_epoch) if trainer.is_global_zero else None
+            self.line = trainer.strategy.broadcast(line)
             trainer.should_stop |= self.line is not None
 
     def state_dict(self) -> dict[str, Any]:

@@ -48,8 +48,8 @@ class ResumableBatchSampler(DistributedSampler[EpochIndices]):
 
     Rank r of W takes the positions r, r + W, … of the common order, so that the W batches of a step are together the
     batch of W times the size that one process would take. Without `drop_last` the ranks' last batches differ by one
-    sample where it has to be, and a last batch of fewer samples than there are ranks is left out. Ranks are asked for
-    when the order is made, since a loader may be built before the process group.
+    sample where it has to be; samples that would make a micro-batch more on some ranks than on others, or the only one,
+    are left out. Ranks are asked for when the order is made, since a loader may be built before the process group.
 
     It *is* a `DistributedSampler` so that Lightning does not wrap it in another one.
 
