@@ -54,6 +54,11 @@ class Layout:
         parts = [self.shown[top : top + down, left : left + across] for left, top, across, down in boxes]
         return all(part.max() - part.min() > 60 for part in parts)
 
+    def has_panels(self, names: list[str]) -> bool:
+        """Whether these are the page's panels, in their order, each with room."""
+        panels = self.answer["sections"]
+        return [name for name, _ in panels] == names and all(w > 300 and h > 40 for _, (_, _, w, h) in panels)
+
 
 @dataclass(frozen=True)
 class Browser:
