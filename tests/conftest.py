@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +24,12 @@ Compose = Callable[..., DictConfig]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-golden", action="store_true", help="write tests/golden anew")
+
+
+@pytest.fixture(autouse=True)
+def no_command() -> None:
+    """Hydra keeps the last command of a process, which the next test would take for its own."""
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture
