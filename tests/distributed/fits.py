@@ -60,14 +60,19 @@ for method in ("ema_teacher", "multi_head"):
     CASES[method] = Case((f"method={method}", "optimizer=sgd", "optimizer.lr=0.03"))
 CASES["swav_like_queue"] = Case(("method=swav_like", "method.queue_length=24", "method.queue_start=0"))
 CASES["dino_like_sinkhorn"] = Case(("method=dino_like", "method.centering=sinkhorn"))
-for objective in ("clustering", "contrastive", "me_max", "supervised", "variance_covariance"):
+for objective in ("clustering", "contrastive", "koleo", "me_max", "supervised", "variance_covariance"):
     CASES[f"byol_like_{objective}"] = Case(("method=byol_like", f"objective={objective}"))
+for objective in ("masked_pixels", "masked_tokens"):
+    CASES[f"ibot_like_{objective}"] = Case(("method=ibot_like", f"objective={objective}"))
 # means over samples, and no batch norm: what DESIGN rule 4 calls exact
 for method, more in (("dino_like", ("method.head_norm=null",)), ("moco_like", ())):
     CASES[f"{method}_accumulated"] = Case((f"method={method}", "backbone=small_vit", *more), accumulate=2)
     CASES[f"{method}_exact"] = Case((f"method={method}", "backbone=small_vit", *more), exact=3)
 # the optimizers that AdamW is not
 CASES["byol_like_lars"] = Case(("method=byol_like", "optimizer=lars", "optimizer.lr=0.3", "optimizer.scaling=linear"))
+
+
+OVER_RANKS = ("supervised", "masked_pixels", "masked_tokens")
 
 
 def whole_batch_norm(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
@@ -178,7 +183,7 @@ class Record(L.Callback):
     ) -> None:
         for name, term in outputs["terms"].items():
             images: float = batch.batch_size
-            if name == "supervised":  # a mean over the labelled images of all ranks, which its own average to
+            if name in OVER_RANKS:  # means over what is labelled or masked on all ranks, which the ranks' average to
                 images = images_of_all(trainer, batch_idx, batch.batch_size) / world_size()
             key = f"sum term {name} {pl_module.clock.step}"
             self.values[key] = self.values.get(key, 0) + term * images

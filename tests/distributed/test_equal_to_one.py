@@ -7,6 +7,7 @@ images of its own process, as DINOv2's does: the one process is told to take it 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import fits
@@ -16,6 +17,7 @@ from processes import run_ranks
 from torch import Tensor
 
 from selfdistill.methods import dinov2
+from selfdistill.objectives import KoLeo
 from selfdistill.regularizers import koleo
 
 QUICK = ("dino_like", "moco_like_accumulated", "swav_like_queue", "mocov3_like")
@@ -45,7 +47,8 @@ def check(kind: str, names: tuple[str, ...], processes: int, folder: Path, monke
         parts = [features[fits.bounds(images, part, processes)] for part in range(processes)]
         return torch.stack([koleo(part) * len(part) for part in parts]).sum() / images
 
-    monkeypatch.setattr(dinov2, "koleo", koleo_of_ranks)
+    for user in (dinov2, sys.modules[KoLeo.__module__]):
+        monkeypatch.setattr(user, "koleo", koleo_of_ranks)
     found = []
     for name in names:
         ranks = [torch.load(folder / f"{name}.{rank}.pt", weights_only=True) for rank in range(processes)]

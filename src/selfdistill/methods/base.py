@@ -62,6 +62,9 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
     accepts: ClassVar[Accepts] = Accepts()
     """What the method works with; anything else is refused where the module is built."""
 
+    over_ranks: ClassVar[frozenset[str]] = frozenset()
+    """Terms that take account of other ranks' images by themselves; all others are means over a rank's own."""
+
     teacher: Tower | None
     divergence: Divergence
 

@@ -51,10 +51,9 @@ def over_all_images(
     share = images * world_size() / of_all
     if share == 1:
         return weights
-    alike = {name for name, why in module.couples().items() if why == "mean entropy"}
-    kinds = ("mean entropy", "variances over the batch", "numbers of masked patches", "numbers of labelled images")
+    alike = set(module.over_ranks)
     for owner, objective in module.objectives.items():
-        if isinstance(objective, Objective) and objective.couples in kinds:
+        if isinstance(objective, Objective) and objective.over_ranks:
             alike.update(extra[owner])
     return {name: weight if name in alike else weight * share for name, weight in weights.items()}
 

@@ -57,6 +57,7 @@ class MSN(SelfDistillModule[Outputs, Outputs]):
 
     evaluates = "teacher"
     accepts = Accepts(tokens=True, masks=("keep",), has=("me_max",))
+    over_ranks = frozenset({"me_max"})
 
     def __init__(
         self,

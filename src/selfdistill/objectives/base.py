@@ -42,6 +42,9 @@ class Objective(nn.Module, ABC):
     couples: ClassVar[Coupling | None] = None
     """What couples the images of a batch in its terms; None for means over images."""
 
+    over_ranks: ClassVar[bool] = False
+    """Whether its terms take account of other ranks' images, so that ranks with other shares weigh the same."""
+
     def attach(self, module: SelfDistillModule[Any, Any]) -> None:
         """Take sizes from ``module`` and make the parameters; called once, when its towers are built.
 

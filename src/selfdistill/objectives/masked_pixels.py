@@ -30,6 +30,7 @@ class MaskedPixels(Objective):
     name: ClassVar[str] = "masked_pixels"
     needs: ClassVar[frozenset[Need]] = frozenset({"tokens", "masks"})
     couples: ClassVar[Coupling | None] = "numbers of masked patches"
+    over_ranks: ClassVar[bool] = True
 
     def __init__(self, patch: int = 16, channels: int = 3) -> None:
         super().__init__()

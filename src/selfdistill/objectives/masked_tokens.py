@@ -31,6 +31,7 @@ class MaskedTokens(Objective):
     name: ClassVar[str] = "masked_tokens"
     needs: ClassVar[frozenset[Need]] = frozenset({"teacher", "tokens", "masks"})
     couples: ClassVar[Coupling | None] = "numbers of masked patches"
+    over_ranks: ClassVar[bool] = True
 
     def attach(self, module: SelfDistillModule[Any, Any]) -> None:
         super().attach(module)

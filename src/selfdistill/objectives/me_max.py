@@ -29,6 +29,7 @@ class MeMax(Objective):
     name: ClassVar[str] = "me_max"
     needs: ClassVar[frozenset[Need]] = frozenset({"projections"})
     couples: ClassVar[Coupling | None] = "mean entropy"
+    over_ranks: ClassVar[bool] = True
 
     def __init__(self, temperature: Schedule | float = 0.1) -> None:
         super().__init__()

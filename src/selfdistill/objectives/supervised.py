@@ -27,6 +27,7 @@ class Supervised(Objective):
 
     name: ClassVar[str] = "supervised"
     couples: ClassVar[Coupling | None] = "numbers of labelled images"
+    over_ranks: ClassVar[bool] = True
 
     def __init__(self, classes: int | None) -> None:
         super().__init__()

@@ -31,6 +31,7 @@ class VarianceCovariance(Objective):
     name: ClassVar[str] = "variance_covariance"
     needs: ClassVar[frozenset[Need]] = frozenset({"projections"})
     couples: ClassVar[Coupling | None] = "variances over the batch"
+    over_ranks: ClassVar[bool] = True
 
     def __init__(self, ratio: float = 0.04, variance_target: float = 1.0, eps: float = 1e-4) -> None:
         super().__init__()
