@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
+from selfdistill.costs.gathers import parameter_bytes
 from selfdistill.costs.step import StepCost
 from selfdistill.methods import SelfDistillModule
 from selfdistill.sharding import blocks
@@ -46,8 +45,8 @@ class Units:
 
 def units_of(module: SelfDistillModule[Any, Any]) -> Units:
     """Units of the student."""
-    sizes = [_bytes(block) for block in blocks(module.student.backbone)]
-    return Units(max(sizes, default=0), _bytes(module.student) - sum(sizes))
+    sizes = [parameter_bytes(block) for block in blocks(module.student.backbone)]
+    return Units(max(sizes, default=0), parameter_bytes(module.student) - sum(sizes))
 
 
 def ddp(cost: StepCost, gpus: int) -> Share:
@@ -63,8 +62,9 @@ def ddp(cost: StepCost, gpus: int) -> Share:
 def fsdp2(cost: StepCost, gpus: int, units: Units, *, micro_batches: int = 1) -> Share:
     """Both networks, gradients and optimizer in N shards; two blocks at a time are whole, and what is trained beside.
 
-    In each micro-batch the student is gathered forward and again backward, the teacher once, and gradients are reduced
-    and scattered: each GPU sends (N−1)/N of all of them. Gradients of what is trained beside go round as under DDP.
+    In each micro-batch the student is gathered forward and again backward, the teacher once, a backbone once for each
+    size of crops; and gradients are reduced and scattered: each GPU sends (N−1)/N of all of them. Gradients of what is
+    trained beside go round as under DDP.
 
     Under ``accumulate=exact`` one backward pass goes over all micro-batches: the student that runs again in it, and its
     gradients, are whole until its end.
@@ -79,9 +79,5 @@ def fsdp2(cost: StepCost, gpus: int, units: Units, *, micro_batches: int = 1) ->
     # the block at work with its gradient, the next one on its way, and what lies outside the blocks
     at_work = 3 * units.block + units.rest if parts == 1 else cost.student.bytes + cost.gradients
     memory = (everything - stays) // gpus + at_work + stays + cost.state + cost.views + cost.activations
-    moved = parts * (2 * cost.student.bytes + cost.teacher.bytes) + cost.gradients + beside
+    moved = 2 * cost.student_gathered + cost.teacher_gathered + cost.gradients + beside
     return Share(gpus, memory, round(micro_batches * (gpus - 1) / gpus * moved))
-
-
-def _bytes(network: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in network.parameters())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from selfdistill.costs.gathers import Gathers
 from selfdistill.costs.kernels import Kernels
 from selfdistill.costs.trace import Trace
 from selfdistill.methods import SelfDistillModule
@@ -51,6 +52,8 @@ class StepCost:
         student_flops: of the predictions' forward pass.
         loss_flops: of the terms.
         backward_flops: of the backward pass.
+        student_gathered: bytes of the student's parameters that its forward passes read, each time that they do.
+        teacher_gathered: the same of the teacher.
     """
 
     batch: int
@@ -68,6 +71,8 @@ class StepCost:
     student_flops: int
     loss_flops: int
     backward_flops: int
+    student_gathered: int
+    teacher_gathered: int
 
     @property
     def networks(self) -> int:
@@ -125,13 +130,15 @@ def step_cost(
     again = _activations(module, micro_batches(views, size)[0].views, half) if size < views.batch_size else 0
     trace = Trace()
     kernels = Kernels(trace.add_flops, half)
+    student, teacher = Gathers(module.student), Gathers(module.teacher)
     done = [0]
     with trace, kernels if views.crops[0].is_meta else nullcontext():
         trace.ignore(*before)
-        with torch.no_grad():
-            targets = in_micro_batches(module.targets, views, module.micro_batch_size)
-        done.append(trace.flops)
-        predictions = in_micro_batches(module.predictions, views, module.micro_batch_size)
+        with student, teacher:
+            with torch.no_grad():
+                targets = in_micro_batches(module.targets, views, module.micro_batch_size)
+            done.append(trace.flops)
+            predictions = in_micro_batches(module.predictions, views, module.micro_batch_size)
         done.append(trace.flops)
         with kernels.full_precision():
             loss = _loss(module, views, predictions, targets)
@@ -164,6 +171,8 @@ def step_cost(
         student_flops=student_flops,
         loss_flops=loss_flops,
         backward_flops=backward_flops,
+        student_gathered=student.bytes,
+        teacher_gathered=teacher.bytes,
     )
     # Lightning frees the last step's gradients between forward and backward
     return replace(cost, peak=cost.model_total + cost.views + max(forward_peak + cost.gradients, trace.peak))

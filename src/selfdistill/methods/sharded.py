@@ -25,8 +25,11 @@ def shard_towers(module: nn.Module, student: Tower, teacher: nn.Module | None, m
             "method.logits: chunks given, allowed with trainer=fsdp2 is whole, since the loss reads the prototypes "
             "outside the head, where they are sharded; set method.logits=whole, or trainer=ddp"
         )
-    networks: list[nn.Module] = []
-    for tower in (student, teacher):
-        if tower is not None:
-            networks += [tower.backbone, tower.head] if isinstance(tower, Tower) else [tower]
-    shard(module, networks, mesh)
+    shard(module, [*networks_of(student), *networks_of(teacher)], mesh)
+
+
+def networks_of(tower: nn.Module | None) -> list[nn.Module]:
+    """What is sharded of a tower, and called as a whole."""
+    if tower is None:
+        return []
+    return [tower.backbone, tower.head] if isinstance(tower, Tower) else [tower]
