@@ -208,7 +208,8 @@ def build_trainer(config: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:
         bar = config.trainer.enable_progress_bar and any(isinstance(c, ProgressBar) for c in callbacks)
         settings = {key: value for key, value in config.trainer.items() if key != "activation_checkpointing"}
         settings["accumulate_grad_batches"] //= micro_batches(config)
-        plugins = list(instantiate(settings.pop("plugins", None) or []))
+        plugins = instantiate(settings.pop("plugins", None) or [])
+        plugins = list(plugins) if isinstance(plugins, Sequence) else [plugins]
         if settings.get("sync_batchnorm"):
             plugins.append(BatchNormSync())
         trainer: L.Trainer = instantiate(

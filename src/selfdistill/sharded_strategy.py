@@ -50,6 +50,11 @@ class ShardedStrategy(ModelParallelStrategy):
             )
         super().setup(trainer)
 
+    def teardown(self) -> None:
+        if self._layer_sync is not None and self.model is not None:
+            self.model = self._layer_sync.revert(self.model)
+        super().teardown()
+
     def lightning_module_state_dict(self) -> dict[str, Any]:
         assert self.model is not None
         return cast(dict[str, Any], whole(self.model.state_dict()))

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 from selfdistill.assembly import build_data, build_method, set_execution
 from selfdistill.batch_norm_sync import BatchNormSync
 from selfdistill.config import CONF, check
+from selfdistill.data import DataModule
 from selfdistill.distributed import rank, world_size
 from selfdistill.methods.accumulation import images_of_all
 from selfdistill.schedules import Schedule
@@ -160,6 +161,21 @@ class Loaded(L.LightningDataModule):
         return Batches(self.whole, self.micro)
 
 
+def own_loader(config: Any, devices: int) -> DataModule:
+    """The run's own batches, of which each process takes its share by itself."""
+    config.data.batch_size = SIZES[0] // devices
+    data = build_data(config)
+    made = data.on_after_batch_transfer
+
+    def doubled(batch: Any, dataloader_idx: int) -> Any:
+        views = made(batch, dataloader_idx)
+        views.crops = [crop.double() for crop in views.crops]
+        return views
+
+    data.on_after_batch_transfer = doubled  # type: ignore[method-assign]
+    return data
+
+
 class Record(L.Callback):
     """By step: loss, rates, momentum, temperatures, gradients; the sum over ranks counts where the name says so."""
 
@@ -216,8 +232,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     "recomputed": ("trainer.activation_checkpointing=true",),
     "compiled": ("compile=true",),
     "half": ("trainer.precision=bf16-mixed",),
+    "loaded": (f"data.limit={sum(SIZES)}", "data.drop_last=false"),
 }
-"""What the processes do, all but the first with shards, and what they set in addition."""
+"""What the processes do, all but `ddp` and `loaded` with shards, and what they set in addition."""
 
 
 class Save(L.Callback):
@@ -255,7 +272,8 @@ def fit(
     micro = case.accumulate if devices > 1 else 1
     module.micro_batch_size = case.exact if devices > 1 else None
     record = Record()
-    strategy = "auto" if devices == 1 else "ddp" if kind == "ddp" else ShardedStrategy()
+    strategy = "auto" if devices == 1 else "ddp" if kind in ("ddp", "loaded") else ShardedStrategy()
+    data = own_loader(config, devices) if kind == "loaded" else Loaded(whole, micro)
     trainer = L.Trainer(
         accelerator="cpu", devices=devices, strategy=strategy, precision=config.trainer.precision,
         max_epochs=EPOCHS, accumulate_grad_batches=micro, logger=False, enable_checkpointing=False,
@@ -263,8 +281,9 @@ def fit(
         callbacks=[record, TeacherUpdate(), *([] if save is None else [Save(save)])],
         sync_batchnorm=devices > 1, plugins=[BatchNormSync()] if devices > 1 else None,
     )  # fmt: skip
-    trainer.fit(module, Loaded(whole, micro), ckpt_path=resume, weights_only=resume and True)
+    trainer.fit(module, data, ckpt_path=resume, weights_only=resume and True)
     assert module.clock.step == EPOCHS * len(SIZES)
+    assert not any(isinstance(part, nn.SyncBatchNorm) for part in module.modules())
     values = dict(record.values)
     for key, value in module.state_dict().items():
         values[f"state {key}"] = full(value) if isinstance(value, Tensor) else torch.tensor(list(value.values()))

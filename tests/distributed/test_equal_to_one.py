@@ -52,7 +52,7 @@ def check(kind: str, names: tuple[str, ...], processes: int, folder: Path, monke
     found = []
     for name in names:
         ranks = [torch.load(folder / f"{name}.{rank}.pt", weights_only=True) for rank in range(processes)]
-        one = fits.fit(name, 1, fits.global_batches(name))
+        one = fits.fit(name, 1, fits.global_batches(name), kind="loaded" if kind == "loaded" else "ddp")
         assert all(set(values) == set(one) for values in ranks)
         found += differences(name, ranks, one)
     assert found == []
@@ -60,6 +60,12 @@ def check(kind: str, names: tuple[str, ...], processes: int, folder: Path, monke
 
 def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check("ddp", QUICK, 2, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_processes_that_load_their_own_shares_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 43 images in batches of 16, the last of them in shares of 6 and 5."""
+    check("loaded", ("dino_like", "byol_like"), 2, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
