@@ -4,10 +4,12 @@ All compute in float32 (float64 inputs stay float64), with autocast off where it
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from selfdistill.distributed import all_reduce_mean_grad, all_reduce_sum, world_size
 
@@ -36,16 +38,40 @@ def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
     _check_rows("features", features)
     _check_positive("eps", eps)
     with torch.autocast(features.device.type, enabled=False):
-        x_ND = _at_least_float32(features)
+        value: Tensor = _KoLeo.apply(_at_least_float32(features), eps)
+        return value
+
+
+class _KoLeo(torch.autograd.Function):
+    """The gradient in a third of the passes over the features that autograd makes.
+
+    With unit rows u, n(i) the nearest of i, and d_i their distance, it is in u_i, apart from the factor −1/N,
+    g_i = Σ over i's own pair and all k with n(k) = i of ±(u_i − u_n(i)) / (d (d + eps)); in x_i what is left of g_i
+    at right angles to u_i, over ‖x_i‖.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, eps: float) -> Tensor:
         norm_N1 = torch.linalg.vector_norm(x_ND, dim=1, keepdim=True)
         # A zero row has no direction to correct; a gradient divided by eps would overflow float16.
-        x_ND = x_ND * torch.where(norm_N1 <= eps, 0.0, norm_N1.clamp_min(eps).reciprocal())
-        nearest_N = _nearest(x_ND.detach())
-        distance_N = torch.linalg.vector_norm(x_ND - x_ND[nearest_N], dim=1)
+        scale_N1 = torch.where(norm_N1 <= eps, 0.0, norm_N1.clamp_min(eps).reciprocal())
+        unit_ND = x_ND * scale_N1
+        nearest_N = _nearest(unit_ND)
+        difference_ND = unit_ND - unit_ND.index_select(0, nearest_N)
+        distance_N = torch.linalg.vector_norm(difference_ND, dim=1)
         # Below the resolution of unit vectors a difference is rounding, which 1/distance would blow up.
-        resolution = 8 * torch.finfo(x_ND.dtype).eps
-        distance_N = torch.where(distance_N > resolution, distance_N, distance_N.detach())
+        apart_N = distance_N > 8 * torch.finfo(x_ND.dtype).eps
+        slope_N = torch.where(apart_N, -1 / (len(x_ND) * distance_N * (distance_N + eps)), 0.0)
+        ctx.save_for_backward(unit_ND, nearest_N, difference_ND, slope_N, scale_N1)
         return -(distance_N + eps).log().mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        unit_ND, nearest_N, difference_ND, slope_N, scale_N1 = ctx.saved_tensors
+        pairs_ND = difference_ND * (slope_N * gradient)[:, None]
+        g_ND = pairs_ND.index_add(0, nearest_N, pairs_ND, alpha=-1)
+        return torch.addcmul(g_ND, unit_ND, (g_ND * unit_ND).sum(1, keepdim=True), value=-1) * scale_N1, None
 
 
 def me_max(logits: Tensor, temperature: float = 1.0) -> Tensor:
