@@ -1,4 +1,7 @@
-"""No step waits for the device: traced on a CPU, where the operations that would wait are the same."""
+"""No step waits for the device: traced on a CPU, where the operations that would wait are the same.
+
+Where there is CUDA, torch's own mode says it as well.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from selfdistill.teacher import TeacherUpdate
 
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 aten = torch.ops.aten
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 WAIT = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten._unique2.default}
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
@@ -50,25 +54,36 @@ class Trace(L.Callback):
     def __init__(self) -> None:
         self.waits = Waits()
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self.waits.__enter__()
+        if pl_module.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
 
-    def on_train_batch_end(self, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if pl_module.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
         self.waits.__exit__(None, None, None)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("method", "micro_batch_size"), [*((m, None) for m in METHODS), ("swav_like", 8), ("ibot_like", 8)]
 )
 def test_a_step_does_not_wait(
-    method: str, micro_batch_size: int | None, compose: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str,
+    micro_batch_size: int | None,
+    device: str,
+    compose: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # on a device it looks at logging steps only
     monkeypatch.setattr(SelfDistillModule, "_refuse_non_finite", lambda self: None)
     config = compose(f"method={method}", "debug=fast")
     L.seed_everything(0, verbose=False)
     trace = Trace()
-    trainer = bare_trainer(tmp_path, TeacherUpdate(), trace, max_steps=2, max_epochs=-1, limit_val_batches=0)
+    few = {"max_steps": 2, "max_epochs": -1, "limit_val_batches": 0}
+    trainer = bare_trainer(tmp_path, TeacherUpdate(), trace, accelerator=device, **few)
     module = build_method(config)
     module.micro_batch_size = micro_batch_size
     trainer.fit(module, build_data(config))

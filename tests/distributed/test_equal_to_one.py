@@ -42,10 +42,10 @@ def differences(name: str, ranks: list[dict[str, Tensor]], one: dict[str, Tensor
 def check(kind: str, names: tuple[str, ...], processes: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_ranks(Path(fits.__file__), processes, [str(folder), str(processes), kind, *names])
 
-    def koleo_of_ranks(features: Tensor) -> Tensor:
+    def koleo_of_ranks(features: Tensor, eps: float = 1e-8) -> Tensor:
         images = len(features)
         parts = [features[fits.bounds(images, part, processes)] for part in range(processes)]
-        return torch.stack([koleo(part) * len(part) for part in parts]).sum() / images
+        return torch.stack([koleo(part, eps) * len(part) for part in parts]).sum() / images
 
     for user in (dinov2, sys.modules[KoLeo.__module__]):
         monkeypatch.setattr(user, "koleo", koleo_of_ranks)
