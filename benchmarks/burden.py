@@ -21,6 +21,7 @@ from bare import BareStep
 from measure import added, machine
 from runs import table, write_section
 
+from selfdistill.allocator import keep_freed_memory
 from selfdistill.costs import StepCost, meta_views, step_cost
 from selfdistill.costs.table import binary
 from selfdistill.costs.trace import Trace
@@ -104,11 +105,13 @@ class Steps:
         return sum(t.nbytes for t in [*tensors, *(p.grad for p in module.parameters() if p.grad is not None)])
 
 
-def cell(name: str, micro_batches: int, checkpointing: bool, *, traced: bool) -> dict[str, float]:
+def cell(name: str, micro_batches: int, checkpointing: bool, *, traced: bool, kept: bool) -> dict[str, float]:
     """Peak bytes and processor seconds of one step, after one of a few images that takes what libraries take.
 
-    ``traced``: also the bytes of tensors in another step.
+    ``traced``: also the bytes of tensors in another step. ``kept``: freed memory stays with the process.
     """
+    if kept:
+        keep_freed_memory()
     torch.manual_seed(0)
     job = JOBS[name]
     steps = Steps(job, checkpointing)
@@ -135,10 +138,12 @@ def tensors(steps: Steps, job: Job) -> int:
     return held + trace.peak
 
 
-def in_own_process(name: str, micro_batches: int, checkpointing: bool, *, traced: bool = False) -> dict[str, float]:
+def in_own_process(
+    name: str, micro_batches: int, checkpointing: bool, *, traced: bool = False, kept: bool = False
+) -> dict[str, float]:
     with multiprocessing.get_context("fork").Pool(1) as pool:
-        found = pool.apply(cell, (name, micro_batches, checkpointing), {"traced": traced})
-    print(name, micro_batches, checkpointing, found, file=sys.stderr, flush=True)
+        found = pool.apply(cell, (name, micro_batches, checkpointing), {"traced": traced, "kept": kept})
+    print(name, micro_batches, checkpointing, kept, found, file=sys.stderr, flush=True)
     return found
 
 
@@ -164,12 +169,15 @@ def peaks() -> str:
     exact = ((f"{name}_exact", f"{said}, accumulate=exact in 4 micro-batches") for name, said in steps)
     for name, said in (*steps, *exact):
         found, cost = in_own_process(name, 1, False, traced=True), predicted(JOBS[name], 1, False)
+        kept = in_own_process(name, 1, False, kept=True)
         rows.append([said, str(JOBS[name].batch), binary(cost.total), binary(cost.peak), binary(found["tensors"]),
                      binary(found["peak"]), f"{found['tensors'] / cost.total:.3f}",
                      f"{found['tensors'] / cost.peak:.3f}", f"{found['peak'] / cost.total:.3f}",
-                     f"{found['peak'] / cost.peak:.3f}"])  # fmt: skip
+                     f"{found['peak'] / cost.peak:.3f}", f"{kept['peak'] / cost.total:.3f}",
+                     f"{kept['seconds'] / found['seconds']:.2f}"])  # fmt: skip
     header = ["step", "images", "sum of the table", "peak predicted", "peak of tensors", "peak of the process",
-              "tensors / sum", "tensors / predicted", "process / sum", "process / predicted"]  # fmt: skip
+              "tensors / sum", "tensors / predicted", "process / sum", "process / predicted",
+              "process that keeps freed memory / sum", "its time"]  # fmt: skip
     return table(header, rows)
 
 

@@ -184,14 +184,15 @@ def over_ranks() -> str:
         )
     header = ["work, size", "sizes", "MiB sent by a rank", "exponent (theory)", "MiB of a rank", "exponent (theory)"]
     return (
-        "Ranks, simulated, nothing measured (a DINOv2 step of a ViT-L; more in the section on 1 to 1,024 GPUs):\n\n"
-        + table(header, rows)
+        "`python benchmarks/growth.py --only ranks`: simulated, nothing measured (a DINOv2 step of a ViT-L; more in "
+        "the section on 1 to 1,024 GPUs).\n\n" + table(header, rows)
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=("work", "ranks"))
     parser.add_argument("--peak", nargs=2, metavar=("WORK", "SIZE"))
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -203,6 +204,10 @@ def main() -> None:
         work = growth.build(int(size))
         gc.collect()
         print(added(work))
+        return
+    if given.only != "work":
+        write_section("growth ranks", f"### Growth over ranks\n\n{over_ranks()}")
+    if given.only == "ranks":
         return
     rows = []
     for growth in GROWTHS:
@@ -225,7 +230,7 @@ def main() -> None:
         f"{given.repeats}, the C library keeping what is freed, as in our commands (without it, arrays of 32 MiB and "
         "more are zeroed anew at each use, which bends the curves upwards); memory is what a first call adds to a "
         "process of its own that holds the inputs. Exponents are fitted: what does not depend on the size lowers them, "
-        "caches that no longer hold the arrays raise those of time.\n\n" + table(header, rows) + "\n\n" + over_ranks(),
+        "caches that no longer hold the arrays raise those of time.\n\n" + table(header, rows),
     )
 
 
