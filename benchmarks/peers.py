@@ -14,6 +14,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import peers_finite
 import peers_losses
 import peers_steps
 import peers_views
@@ -28,6 +29,7 @@ TITLES = {
     "steps": "Whole training steps",
     "views": "Views and masks",
 }
+FINITE = "finite"
 
 
 def peak_of(part: str, row: Row, side: str) -> float:
@@ -61,7 +63,7 @@ def measure(part: str, *, quick: bool, committed: dict[str, float]) -> list[list
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--only", nargs="*", choices=[*ROWS, FINITE], default=[*ROWS, FINITE])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peak", nargs=3, metavar=("PART", "ROW", "SIDE"))
@@ -73,7 +75,13 @@ def main() -> None:
         print(peak(getattr(row.build(), side)))
         return
     committed = json.loads(RATIOS.read_text(encoding="utf-8")) if RATIOS.exists() else {}
-    for part in given.only:
+    if FINITE in given.only and not given.quick:
+        write_section(
+            "peers finite",
+            f"### Inputs at which a loss may give no number\n\n`make bench`: lightly {version('lightly')}; value "
+            "and gradient.\n\n" + table(["input", "ours", "lightly"], peers_finite.rows()),
+        )
+    for part in (part for part in given.only if part in ROWS):
         lines = measure(part, quick=given.quick, committed=committed)
         if given.quick:
             continue

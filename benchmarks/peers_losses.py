@@ -188,5 +188,5 @@ ROWS = [
     Row("KoLeo, 1,024 × 384", 1.5, koleo_loss, repeats=31),
     Row("MSN loss, 11 × 128 anchors, K = 1,024", 1.5, msn_loss, repeats=15, peaks=True),
     Row("MoCo queue step, K = 65,536, B = 32", 2.0, moco_queue, repeats=15, peaks=True),
-    Row("k-NN prediction, bank 50,000 × 512, 1,000 classes, k = 200", 3.0, knn, repeats=5),
+    Row("k-NN prediction, bank 50,000 × 512, 1,000 classes, k = 200", 3.0, knn, repeats=7),
 ]
