@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from trainers import bare_trainer
 
 from selfdistill.methods import BYOL, Outputs, SelfDistillModule
+from selfdistill.methods.accumulation import images_of_step
 from selfdistill.methods.finite import NonFiniteLossError
 from selfdistill.networks import ModuleBackbone, SmallCNN, Tower
 from selfdistill.optim import OptimizerRecipe
@@ -142,7 +143,7 @@ def test_the_optimizer_follows_the_clock(tmp_path: Path) -> None:
 def test_the_batch_of_a_step_scales_the_rate(tmp_path: Path) -> None:
     module = BYOL(SmallCNN(3, (4, 4, 4, 6)), hidden_dim=8, out_dim=5)
     trainer = fit(module, tmp_path, loader=ViewLoader(Pictures(), batch_size=4, size=8), accumulate_grad_batches=2)
-    assert module.effective_batch_size() == 8
+    assert images_of_step(trainer) == 8
     for group in trainer.optimizers[0].param_groups:
         assert group["base_lr"] == pytest.approx(0.45 * 8 / 256)
 

@@ -14,7 +14,7 @@ from trainers import bare_trainer
 
 from selfdistill.assembly import build_data, build_method, build_trainer, set_execution
 from selfdistill.methods import BYOL, SelfDistillModule
-from selfdistill.methods.accumulation import Window
+from selfdistill.methods.accumulation import Window, images_of_step
 from selfdistill.methods.coupling import approximated, equal_counts
 from selfdistill.networks import SmallCNN
 from selfdistill.optim import OptimizerRecipe
@@ -148,7 +148,7 @@ def test_the_command_joins_micro_batches_into_a_step(compose: Compose) -> None:
         trainer._data_connector.attach_data(module, datamodule=datamodule)
         found[accumulate] = (
             trainer.estimated_stepping_batches,
-            module.effective_batch_size(),
+            images_of_step(trainer),
             module.configure_optimizers().param_groups[0]["base_lr"],
         )
         assert trainer.accumulate_grad_batches == (4 if accumulate == "plain" else 1)

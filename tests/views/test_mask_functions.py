@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from selfdistill.views.mask_counts import independent_ratios, mask_counts, stratified_ratios, visible_index
-from selfdistill.views.mask_functions import block_mask, inverse_block_mask, multi_block_masks, random_mask
+from selfdistill.views.mask_functions import block_mask, inverse_block_mask, random_mask
+from selfdistill.views.target_blocks import multi_block_masks
 
 TINY = [(1, 2), (2, 1), (2, 2), (1, 7), (3, 3), (4, 4), (2, 14), (7, 3)]
 

@@ -21,6 +21,14 @@ def images_of_all(trainer: Any, batch: int, images: int) -> int:
     return images * world_size() if said is None else said(batch)
 
 
+def images_of_step(trainer: Any) -> int | None:
+    """Images of one optimizer step over all processes; None where the loader does not say."""
+    _ = trainer.estimated_stepping_batches  # has the side effect of setting the loader up
+    loader = trainer.train_dataloader
+    size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "sampler", None), "batch_size", None)
+    return None if size is None else int(size) * trainer.accumulate_grad_batches * trainer.world_size
+
+
 class Window:
     """The micro-batches since the last optimizer step, so that every image weighs the same in it.
 

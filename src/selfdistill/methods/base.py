@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from selfdistill.data import ResumableLoader
 from selfdistill.divergences import Divergence
-from selfdistill.methods.accumulation import HeldStatistics, Window, images_of_all
+from selfdistill.methods.accumulation import HeldStatistics, Window, images_of_all, images_of_step
 from selfdistill.methods.compatibility import Accepts, accepted_divergence, check_parts, check_precision
 from selfdistill.methods.coupling import approximated, over_all_images
 from selfdistill.methods.finite import FiniteGuard
@@ -252,17 +252,8 @@ class SelfDistillModule(L.LightningModule, ABC, Generic[P, T]):
         return {"embedding": self.embed(images).float(), "labels": labels}
 
     def configure_optimizers(self) -> Optimizer:
-        named, roles = self.trained_parameters(), self.parameter_roles()
-        return self.optimizer_recipe.build(named, roles, batch_size=self.effective_batch_size(), fused=not self._scaled)
-
-    def effective_batch_size(self) -> int | None:
-        """Images of one optimizer step over all processes; None where the loader does not say."""
-        _ = self.trainer.estimated_stepping_batches  # has the side effect of setting the loader up
-        loader: Any = self.trainer.train_dataloader
-        size = getattr(loader, "batch_size", None) or getattr(getattr(loader, "sampler", None), "batch_size", None)
-        if size is None:
-            return None
-        return int(size) * self.trainer.accumulate_grad_batches * self.trainer.world_size
+        named, roles, images = self.trained_parameters(), self.parameter_roles(), images_of_step(self.trainer)
+        return self.optimizer_recipe.build(named, roles, batch_size=images, fused=not self._scaled)
 
     def trained_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Names and parameters that the optimizer holds: all but the teacher's."""

@@ -1,4 +1,4 @@
-"""How many patches to mask, before it is decided which: ratios within a batch, counts on a grid.
+"""How many patches to mask, and so many at random: ratios within a batch, counts on a grid.
 
 `B` images of `N = H * W` patches.
 """
@@ -6,10 +6,23 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-__all__ = ["checked_grid", "independent_ratios", "mask_counts", "stratified_ratios", "visible_index"]
+__all__ = [
+    "checked_grid",
+    "independent_ratios",
+    "lowest",
+    "mask_counts",
+    "random_keys",
+    "stratified_ratios",
+    "visible_index",
+]
+
+# Above every key of `random_keys`.
+LAST = 1 << 62
 
 
 def stratified_ratios(
@@ -82,3 +95,16 @@ def checked_grid(grid: Sequence[int]) -> tuple[int, int]:
             " use a smaller patch size or a larger image"
         )
     return grid[0], grid[1]
+
+
+def random_keys(batch: int, grid: Sequence[int], generator: Generator | None) -> NDArray[np.int64]:
+    """Random integers below 2^62, all different within a row: [B, N]."""
+    patches = math.prod(grid)
+    draw = torch.randint(1 << 40, (batch, patches), generator=generator).numpy()
+    return draw * patches + np.arange(patches)
+
+
+def lowest(keys: NDArray[np.integer], counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """True at the `counts[b]` < N lowest keys of row b, which all differ: [B, N], [B] -> [B, N]."""
+    ordered = np.sort(keys, axis=1)
+    return keys < ordered[np.arange(len(keys)), counts][:, None]

@@ -1,4 +1,4 @@
-"""Patch masks for a whole batch at once: random, block, inverse block and multi-block.
+"""Patch masks for a whole batch at once: random, block and inverse block.
 
 `B` images of `N = H * W` patches in row-major order; in a mask, True means masked. Everything is drawn from
 the given `torch.Generator` (the default one if None) without a loop over images, and is meant for the collate
@@ -16,16 +16,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from selfdistill.views.mask_counts import checked_grid, mask_counts
+from selfdistill.views.mask_counts import LAST, checked_grid, lowest, mask_counts, random_keys
 
-__all__ = ["block_mask", "inverse_block_mask", "multi_block_masks", "random_mask"]
+__all__ = ["block_mask", "inverse_block_mask", "random_mask"]
 
 # Float32 holds one binary digit a block exactly up to 24 blocks; 16 reach the count of nearly all images.
 _BLOCKS = 16
-# No grid and no setting can hang a loader: after these many tries the outcome is forced.
-_TRIES = 20
-# Above every key of `_random_keys`.
-_LAST = 1 << 62
 
 
 def random_mask(batch: int, grid: Sequence[int], ratio: float, *, generator: Generator | None = None) -> Tensor:
@@ -41,7 +37,7 @@ def random_mask(batch: int, grid: Sequence[int], ratio: float, *, generator: Gen
         Bool [B, N].
     """
     counts = mask_counts(torch.full((batch,), ratio), grid)
-    return torch.from_numpy(_lowest(_random_keys(batch, grid, generator), counts.numpy()))
+    return torch.from_numpy(lowest(random_keys(batch, grid, generator), counts.numpy()))
 
 
 def block_mask(
@@ -106,7 +102,7 @@ def block_mask(
     keys = _sweeps(height, width, integer).take(side, axis=0)
     keys -= reached.reshape(-1, patches).astype(integer) * patches
     mask = np.zeros((len(active), patches), dtype=bool)
-    mask[active] = _lowest(keys, wanted)
+    mask[active] = lowest(keys, wanted)
     return torch.from_numpy(mask)
 
 
@@ -145,84 +141,8 @@ def inverse_block_mask(
     after = block - 1 - before
     padded = F.pad(seeds.view(batch, 1, height, width), (after, before, after, before))
     visible = F.max_pool2d(padded, block, stride=1).flatten(1)
-    keys = _random_keys(batch, grid, generator) + visible.numpy().astype(np.int64) * _LAST
-    return torch.from_numpy(_lowest(keys, masked.numpy()))
-
-
-def multi_block_masks(
-    batch: int,
-    grid: Sequence[int],
-    *,
-    targets: int = 4,
-    target_scale: Sequence[float] = (0.15, 0.2),
-    target_aspect: Sequence[float] = (0.75, 1.5),
-    context_scale: Sequence[float] = (0.85, 1.0),
-    min_keep: int = 10,
-    generator: Generator | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Draws target blocks and a context block without them (I-JEPA, arXiv 2301.08243).
-
-    The size of a block is drawn once for the batch, its place for each image, so that all images have equally
-    many target patches. The context is cut, at random, to the shortest of the batch. Three slips of the
-    reference code are not followed: one random number for both scale and aspect, blocks that never reach the
-    last row and column, and a cut that always takes the lower right end of the context.
-
-    Args:
-        batch: number of images B.
-        grid: patches along (height, width).
-        targets: target blocks an image M.
-        target_scale: lowest and highest share of the image that a target covers.
-        target_aspect: lowest and highest height/width ratio of a target.
-        context_scale: lowest and highest share of the image that the square context block covers.
-        min_keep: fewest context patches an image, at most a quarter of the grid: an image below is drawn
-            anew, up to 20 times. Where even that fails, which takes a tiny grid, there is at least one.
-        generator: source of randomness.
-
-    Returns:
-        Patch indices, int64, ascending: context [B, Nc], targets [B, M, Nt]. No context patch is in a target.
-    """
-    height, width = checked_grid(grid)
-    patches = height * width
-    min_keep = max(1, min(min_keep, patches // 4))
-    target = _block_size(grid, target_scale, target_aspect, generator)
-    window = _block_size(grid, context_scale, (1.0, 1.0), generator)
-    if target == (height, width):
-        target = (height - 1, width) if height > 1 else (height, width - 1)
-
-    def draw() -> tuple[Tensor, Tensor]:
-        target_index = _place(target, grid, (batch, targets), generator)
-        window_index = _place(window, grid, (batch,), generator)
-        context = torch.zeros(batch, patches, dtype=torch.bool).scatter_(1, window_index, True)
-        return context.scatter_(1, target_index.flatten(1), False), target_index
-
-    context, target_index = draw()
-    for _ in range(_TRIES):
-        short = context.sum(1) < min_keep
-        if not short.any():
-            break
-        other_context, other_index = draw()
-        context[short], target_index[short] = other_context[short], other_index[short]
-    # One block never covers the grid: put all targets of a hopeless image in the same place.
-    empty = ~context.any(1)
-    target_index[empty] = target_index[empty, :1]
-    context[empty] = torch.ones_like(context[empty]).scatter_(1, target_index[empty, 0], False)
-
-    shortest = context.sum(1).amin().expand(batch).numpy()
-    keys = _random_keys(batch, grid, generator) + (~context).numpy().astype(np.int64) * _LAST
-    return torch.from_numpy(_lowest(keys, shortest)).nonzero()[:, 1].view(batch, -1), target_index
-
-
-def _random_keys(batch: int, grid: Sequence[int], generator: Generator | None) -> NDArray[np.int64]:
-    """Random integers below 2^62, all different within a row: [B, N]."""
-    patches = math.prod(grid)
-    draw = torch.randint(1 << 40, (batch, patches), generator=generator).numpy()
-    return draw * patches + np.arange(patches)
-
-
-def _lowest(keys: NDArray[np.integer], counts: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """True at the `counts[b]` < N lowest keys of row b, which all differ: [B, N], [B] -> [B, N]."""
-    ordered = np.sort(keys, axis=1)
-    return keys < ordered[np.arange(len(keys)), counts][:, None]
+    keys = random_keys(batch, grid, generator) + visible.numpy().astype(np.int64) * LAST
+    return torch.from_numpy(lowest(keys, masked.numpy()))
 
 
 def _intervals(lengths: NDArray[np.float32], size: int, draw: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -240,23 +160,3 @@ def _sweeps(height: int, width: int, integer: np.dtype[np.integer]) -> NDArray[n
     patches = np.arange(height * width, dtype=integer)
     orders = (patches.reshape(height, width), patches.reshape(width, height).T)
     return np.stack([turned.flatten() for o in orders for turned in (o, o[::-1], o[:, ::-1], o[::-1, ::-1])])
-
-
-def _block_size(
-    grid: Sequence[int], scale: Sequence[float], aspect: Sequence[float], generator: Generator | None
-) -> tuple[int, int]:
-    height, width = grid
-    draw = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
-    area = max(1, int(height * width * (scale[0] + draw[0] * (scale[1] - scale[0]))))
-    ratio = aspect[0] + draw[1] * (aspect[1] - aspect[0])
-    rows = min(max(1, round(math.sqrt(area * ratio))), height)
-    return rows, min(max(1, round(math.sqrt(area / ratio))), width)
-
-
-def _place(size: tuple[int, int], grid: Sequence[int], shape: tuple[int, ...], generator: Generator | None) -> Tensor:
-    """Patch indices of blocks of one size at uniformly drawn places: int64 [*shape, rows * columns]."""
-    (rows, columns), (height, width) = size, grid
-    top = torch.randint(height - rows + 1, shape, generator=generator)
-    left = torch.randint(width - columns + 1, shape, generator=generator)
-    inside = (torch.arange(rows)[:, None] * width + torch.arange(columns)).flatten()
-    return (top * width + left)[..., None] + inside

@@ -1,4 +1,4 @@
-"""The mask makers of `mask_functions` with their settings bound: the ingredients of a view recipe.
+"""The mask makers of `mask_functions` and `target_blocks` with their settings bound: the ingredients of a view recipe.
 
 `maker(batch, generator)` draws for B images of `grid` = (height, width) patches, N in all, and returns
 tensors by name. In a mask, True means masked; no mask covers a whole image. Settings are checked when the
@@ -19,8 +19,9 @@ from selfdistill.views.mask_counts import (
     stratified_ratios,
     visible_index,
 )
-from selfdistill.views.mask_functions import block_mask, inverse_block_mask, multi_block_masks, random_mask
+from selfdistill.views.mask_functions import block_mask, inverse_block_mask, random_mask
 from selfdistill.views.randomness import bits, key
+from selfdistill.views.target_blocks import multi_block_masks
 
 __all__ = [
     "BlockMask",
