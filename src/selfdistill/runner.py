@@ -52,6 +52,7 @@ from selfdistill.report.ending import last_report
 from selfdistill.resume import AUTO, carry_over, check_fits, find
 from selfdistill.run_folder import claim, method_name, remove_if_empty, tell_unreadable
 from selfdistill.sharding import consolidated
+from selfdistill.text_table import duration
 
 C = TypeVar("C", bound=L.Callback)
 
@@ -191,7 +192,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
             print(f"\n{source}, test split, {module.evaluates} network\n\n{figures_table(figures)}\n")
         if cost is not None and (line := measured_line(cost, summary["cost"]["measured"])):
             print(line)
-        spent = f"{seconds:.0f} s, {datamodule.seconds_waited / seconds:.1%} of it waiting for data"
+        spent = f"{duration(seconds)}, {datamodule.seconds_waited / seconds:.1%} of it waiting for data"
         print(f"collapse: {summary['collapse'] or 'none seen'}    training: {spent}    run: {folder}")
         print(f"report: {last_report(module, datamodule, folder, trainer.loggers)}")
     return summary["validation_knn"]

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from selfdistill.callbacks.collapse_monitor import CollapseMonitor
 from selfdistill.callbacks.online_evaluation import OnlineKNN
 from selfdistill.callbacks.online_probe import OnlineProbe
+from selfdistill.text_table import duration
 
 SHOWN = {
     "train/loss": "loss",
@@ -73,7 +74,7 @@ class EpochLines(L.Callback):
             f"{s} {_short(metrics[n])}{self._earlier(n, trainer)}" for n, s in SHOWN.items() if n in metrics
         )
         of = f"/{last}" if last > 0 else ""
-        print(f"epoch {epoch:>3}{of}  {shown}  {time.monotonic() - self._started:.0f} s", flush=True)
+        print(f"epoch {epoch:>3}{of}  {shown}  {duration(round(time.monotonic() - self._started))}", flush=True)
 
     def _earlier(self, name: str, trainer: L.Trainer) -> str:
         """``" (step 80)"`` where the figure is of an earlier epoch; empty where it is of this one."""
