@@ -20,6 +20,7 @@ from generate.overview import front_matter
 from read_pages import ROOT, pages
 
 from selfdistill.config import CONF, check, flatten
+from selfdistill.estimate import Planned
 
 DOCS = ROOT / "docs"
 METHODS = settings.names()
@@ -194,6 +195,15 @@ def test_what_is_named_is_there() -> None:
         assert (ROOT / path).is_file(), path
     for name in named(r"`(selfdistill(?:\.\w+)+)`"):
         resolve(name)
+
+
+def test_the_tables_of_costs_are_what_the_default_run_prints() -> None:
+    planned = Planned(check("train", ["run_dir=x"]).config)
+    lines = planned.table(planned.cost()).splitlines()
+    assert "\n".join(lines) in raw(DOCS / "concepts" / "costs.md")
+    shown = raw(ROOT / "README.md").partition(lines[0])[2].partition("\n\n")[0].splitlines()
+    assert {*shown} <= {*lines, "", "…"}
+    assert len(shown) > 4
 
 
 def test_every_claim_names_a_test_or_a_table() -> None:

@@ -190,7 +190,9 @@ def test_python_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", RUN, ids=_id)
-def test_our_commands_run(command: Command, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_commands_run(
+    command: Command, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command.ours
     words = command.arguments(tmp_path)
     overrides, folders = _overrides(words, written)
@@ -207,4 +209,7 @@ def test_our_commands_run(command: Command, written: Path, tmp_path: Path, monke
     config.trainer.enable_progress_bar = False
     fit(config)
     wandb.finish()
+    if config.cost_only:
+        assert "M_optimizer" in capsys.readouterr().out
+        return
     assert (tmp_path / "run" / "summary.json").is_file()
