@@ -147,6 +147,16 @@ def test_ctrl_c_saves_and_the_run_continues_bit_for_bit(whole: tuple[Path, str],
     assert figures[0] == figures[1]
 
 
+def test_a_run_with_nothing_left_says_how_to_train_longer(whole: tuple[Path, str], tmp_path: Path) -> None:
+    done = run(*FAST, f"ckpt_path='{whole[0]}'", f"hydra.run.dir='{tmp_path}/more'")
+    assert done.returncode == 0, done.stderr
+    (line,) = (x for x in done.stdout.splitlines() if x.startswith("nothing was left to train"))
+    checkpoint = whole[0] / "checkpoints" / "last.ckpt"
+    assert line.endswith(f"to train longer: ckpt_path={checkpoint} trainer.max_epochs=<more than 3>")
+    before, after = (json.loads((f / "summary.json").read_text()) for f in (whole[0], tmp_path / "more"))
+    assert before["figures"] == after["figures"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
