@@ -19,6 +19,7 @@ from generate.docstrings import arguments, plain
 from generate.overview import front_matter
 from read_pages import ROOT, pages
 
+from selfdistill.callbacks import Thresholds
 from selfdistill.config import CONF, check, flatten
 from selfdistill.estimate import Planned
 
@@ -204,6 +205,17 @@ def test_the_tables_of_costs_are_what_the_default_run_prints() -> None:
     shown = raw(ROOT / "README.md").partition(lines[0])[2].partition("\n\n")[0].splitlines()
     assert {*shown} <= {*lines, "", "…"}
     assert len(shown) > 4
+
+
+def test_the_limits_of_alarms_are_the_monitors() -> None:
+    limits, text = Thresholds(), raw(DOCS / "how_to" / "reading_a_run.md").replace("\n", " ")
+    assert f"below {limits.dimensional:.0%} of the rank at the start".replace("%", " %") in text
+    assert f"below {limits.dimensional_both:.0%} where the projections' spread is under".replace("%", " %") in text
+    assert f"spread is under {limits.dimensional_projection:g} as well" in text
+    assert f"agreement is below {limits.stale_agreement:g}," in text
+    assert f"above {limits.stale:.0%} of the steps so far, after the first fifth".replace("%", " %") in text
+    assert limits.stale_from == 0.2
+    assert f"a mean age below {limits.copying:g} step." in text
 
 
 def test_every_claim_names_a_test_or_a_table() -> None:
