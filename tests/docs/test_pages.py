@@ -88,6 +88,15 @@ def test_a_methods_page_is_whole(method: str) -> None:
     assert "<!-- insert" not in whole(path)
 
 
+@pytest.mark.parametrize("page", [p for p in pages() if p.is_relative_to(DOCS)], ids=lambda p: str(p.relative_to(DOCS)))
+def test_a_page_with_marks_says_where_a_reader_of_the_file_finds_what_they_stand_for(page: Path) -> None:
+    said = re.findall(r"^> In the repository: (.+)$", raw(page), re.MULTILINE)
+    generated = MARK.search(raw(page)) is not None or page.parent.name == "reference"
+    assert len(said) == generated
+    assert all((page.parent / path).exists() for line in said for path in re.findall(r"\]\((.+?)\)", line))
+    assert "> In the repository" not in whole(page)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_picture_is_drawn_within_its_edges(method: str) -> None:
     spec = front_matter(DOCS / "methods" / f"{method}.md")["picture"]
