@@ -112,6 +112,9 @@ def test_a_run_is_repeated_from_its_folder_bit_for_bit(whole: tuple[Path, str], 
     facts = json.loads((again / "provenance.json").read_text(encoding="utf-8"))
     assert "-m src.train --config-path" in facts["command"]
     assert set(facts) == {"command", "git", "versions", "hardware"}
+    needed = {"selfdistill", "Python", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "timm", "numpy"}
+    assert set(facts["versions"]) == needed
+    assert facts["hardware"]["processor"]
 
 
 def test_ctrl_c_saves_and_the_run_continues_bit_for_bit(whole: tuple[Path, str], tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import datetime
 import importlib
 import inspect
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from generate.docstrings import arguments, plain
 from generate.overview import front_matter
 from read_pages import ROOT, pages
 
+from selfdistill import __version__
 from selfdistill.callbacks import Thresholds
 from selfdistill.config import CONF, check, flatten
 from selfdistill.estimate import Planned
@@ -193,6 +196,12 @@ def resolve(name: str) -> Any:
             found = getattr(found, part)
         return found
     raise AssertionError(name)
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load(raw(ROOT / "CITATION.cff"))
+    assert cited["version"] == __version__ == tomllib.loads(raw(ROOT / "pyproject.toml"))["project"]["version"]
+    assert isinstance(cited["date-released"], datetime.date)
 
 
 def test_what_is_named_is_there() -> None:
