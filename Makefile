@@ -16,10 +16,12 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "selfdistill needs Python >= 3.11; $(PYTHON) is older: make PYTHON=python3.11 …" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing selfdistill and what it needs into $(VENV): about 6 GB, most of it torch; 3 to 6 minutes, in which pip is silent"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
+	@echo "installing what tests, checks, docs and notebooks need into $(VENV)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 

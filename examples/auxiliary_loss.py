@@ -38,6 +38,14 @@ dataset = [
     for x, y in zip(digits.images, digits.target, strict=True)
 ][:512]
 update = TeacherUpdate(student="ssl.student", teacher="ssl.teacher", momentum=0.99)
-trainer = L.Trainer(max_epochs=1, accelerator="cpu", callbacks=[update], enable_progress_bar=False, logger=False)
+trainer = L.Trainer(
+    max_epochs=1,
+    accelerator="cpu",
+    callbacks=[update],
+    enable_progress_bar=False,
+    enable_checkpointing=False,
+    enable_model_summary=False,
+    logger=False,
+)
 trainer.fit(Classifier(), ViewLoader(dataset, views="byol", batch_size=64, size=16))
 print({name: round(float(value), 3) for name, value in trainer.callback_metrics.items()})

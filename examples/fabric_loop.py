@@ -33,4 +33,4 @@ for _epoch in range(epochs):
         optimizer.step()
         ema_update(module.teacher, module.student, module.teacher_policy.schedule(module.clock))
         step += 1
-print(f"{step} steps, loss {float(loss):.3f}")
+print(f"{step} steps, loss {loss.detach():.3f}")

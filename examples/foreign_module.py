@@ -43,8 +43,16 @@ callbacks = [
     OnlineKNN(bank=DataLoader(train, batch_size=256)),
     OnlineProbe(classes=10, step=lambda outputs, batch: (outputs["embedding"], batch[1])),
     CollapseMonitor(every=5, embed=lambda outputs: outputs["embedding"]),
-    TeacherUpdate(student="net", teacher="ema_net", momentum=0.99),  # after every executed optimizer step
+    TeacherUpdate(student="net", teacher="ema_net", momentum=0.9),  # after every executed optimizer step
 ]
-trainer = L.Trainer(max_epochs=2, accelerator="cpu", callbacks=callbacks, enable_progress_bar=False, logger=False)
+trainer = L.Trainer(
+    max_epochs=5,
+    accelerator="cpu",
+    callbacks=callbacks,
+    enable_progress_bar=False,
+    enable_checkpointing=False,
+    enable_model_summary=False,
+    logger=False,
+)
 trainer.fit(MeanTeacher(), DataLoader(train, batch_size=64, shuffle=True), DataLoader(test, batch_size=256))
 print({name: round(float(value), 3) for name, value in trainer.callback_metrics.items()})

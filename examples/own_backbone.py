@@ -16,7 +16,14 @@ dataset = [
 
 network = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU())  # [B, D] or [B, D, h, w]
 module = BYOL(network, hidden_dim=64, out_dim=32)
-trainer = L.Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False, logger=False)
+trainer = L.Trainer(
+    max_epochs=1,
+    accelerator="cpu",
+    enable_progress_bar=False,
+    enable_checkpointing=False,
+    enable_model_summary=False,
+    logger=False,
+)
 trainer.fit(module, ViewLoader(dataset, views="byol", batch_size=64, size=16))
 
 features = module.eval()(torch.randn(2, 3, 16, 16))

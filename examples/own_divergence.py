@@ -21,6 +21,13 @@ def log_cosh(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 module = EMATeacher(SmallCNN(), hidden_dim=64, out_dim=32, divergence=log_cosh)
-trainer = L.Trainer(max_epochs=1, accelerator="cpu", enable_progress_bar=False, logger=False)
+trainer = L.Trainer(
+    max_epochs=1,
+    accelerator="cpu",
+    enable_progress_bar=False,
+    enable_checkpointing=False,
+    enable_model_summary=False,
+    logger=False,
+)
 trainer.fit(module, ViewLoader(dataset, views="byol", batch_size=64, size=16))
 print(f"loss {trainer.callback_metrics['train/loss']:.3f}")

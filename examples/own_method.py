@@ -46,6 +46,13 @@ dataset = [
     for x, y in zip(digits.images, digits.target, strict=True)
 ][:512]
 module = Mine(SmallCNN())
-trainer = L.Trainer(max_epochs=2, accelerator="cpu", enable_progress_bar=False, logger=False)
+trainer = L.Trainer(
+    max_epochs=2,
+    accelerator="cpu",
+    enable_progress_bar=False,
+    enable_checkpointing=False,
+    enable_model_summary=False,
+    logger=False,
+)
 trainer.fit(module, ViewLoader(dataset, views="byol", batch_size=64, size=16))
 print(f"loss {trainer.callback_metrics['train/loss']:.3f}")

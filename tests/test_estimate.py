@@ -125,5 +125,10 @@ def test_a_run_says_and_keeps_both(compose: Compose, capsys: pytest.CaptureFixtu
     assert cost["measured"]["peak_of"] == "process"
     held = cost["predicted"]["bytes"]["model_total"] + cost["predicted"]["bytes"]["gradients"]
     assert held <= cost["measured"]["peak_bytes"] < held + 2**30
-    assert set(cost["predicted"]) == {"batch", "parameters", "bytes", "flops"}
-    assert re.search(r"peak .* measured.*, .* predicted", out)
+    assert set(cost["predicted"]) == {"batch", "parameters", "bytes", "state_of", "flops"}
+    (peak,) = re.findall(r"= peak of a step +([\d.]+ MiB)", out)
+    assert re.search(rf"peak .* measured.*, {peak} predicted", out)
+    sizes = cost["predicted"]["bytes"]
+    parts = ("model_total", "gradients", "views", "activations", "passing")
+    assert sum(sizes[part] for part in parts) == sizes["peak"]
+    assert "buffers of predictor" in out

@@ -112,6 +112,9 @@ def test_a_run_is_repeated_from_its_folder_bit_for_bit(whole: tuple[Path, str], 
     facts = json.loads((again / "provenance.json").read_text(encoding="utf-8"))
     assert "-m src.train --config-path" in facts["command"]
     assert set(facts) == {"command", "git", "versions", "hardware"}
+    needed = {"selfdistill", "Python", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "timm", "numpy"}
+    assert set(facts["versions"]) == needed
+    assert facts["hardware"]["processor"]
 
 
 def test_ctrl_c_saves_and_the_run_continues_bit_for_bit(whole: tuple[Path, str], tmp_path: Path) -> None:
@@ -145,6 +148,16 @@ def test_ctrl_c_saves_and_the_run_continues_bit_for_bit(whole: tuple[Path, str],
         equal(a[part], b[part], part)
     figures = [json.loads((f / "summary.json").read_text(encoding="utf-8"))["figures"] for f in (whole[0], continued)]
     assert figures[0] == figures[1]
+
+
+def test_a_run_with_nothing_left_says_how_to_train_longer(whole: tuple[Path, str], tmp_path: Path) -> None:
+    done = run(*FAST, f"ckpt_path='{whole[0]}'", f"hydra.run.dir='{tmp_path}/more'")
+    assert done.returncode == 0, done.stderr
+    (line,) = (x for x in done.stdout.splitlines() if x.startswith("nothing was left to train"))
+    checkpoint = whole[0] / "checkpoints" / "last.ckpt"
+    assert line.endswith(f"to train longer: ckpt_path={checkpoint} trainer.max_epochs=<more than 3>")
+    before, after = (json.loads((f / "summary.json").read_text()) for f in (whole[0], tmp_path / "more"))
+    assert before["figures"] == after["figures"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from typing import Any
 from generate import links, overview, picture, reference, results, settings
 
 ROOT = Path(__file__).parents[2]
+_ELSEWHERE = re.compile(r"^> In the repository: .+\n\n", re.MULTILINE)
+"""Where a reader of the bare file finds what the site puts in the places of marks; the site leaves it out."""
 MARK = re.compile(r"^<!-- insert (\w+)(?: (.+?))? -->$", re.MULTILINE)
 
 Insert = Callable[[str, str, Mapping[str, Any]], str]
@@ -36,7 +38,7 @@ def _file(path: str) -> str:
 
 
 def expand(markdown: str, name: str, meta: Mapping[str, Any]) -> str:
-    """``markdown`` of the page ``name`` with its marks replaced.
+    """``markdown`` of the page ``name`` with its marks replaced, and without what is for readers of the bare file.
 
     Raises:
         ValueError: a mark that is not known.
@@ -48,4 +50,4 @@ def expand(markdown: str, name: str, meta: Mapping[str, Any]) -> str:
             raise ValueError(f"{name}.md: insert {what} given, allowed is {', '.join(INSERTS)}")
         return INSERTS[what](name, argument or "", meta)
 
-    return MARK.sub(insert, markdown)
+    return MARK.sub(insert, _ELSEWHERE.sub("", markdown))

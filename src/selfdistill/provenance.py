@@ -8,13 +8,14 @@ import shlex
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from selfdistill import __version__
 
-_PACKAGES = ("torch", "lightning", "hydra-core", "timm", "numpy")
+_PACKAGES = ("torch", "torchvision", "lightning", "hydra-core", "omegaconf", "timm", "numpy")
 
 
 def provenance() -> dict[str, Any]:
@@ -39,11 +40,22 @@ def versions() -> dict[str, str]:
 
 
 def _hardware() -> dict[str, str]:
-    found = {"system": platform.platform(), "cores": str(os.cpu_count()), "threads": str(torch.get_num_threads())}
+    found = {"system": platform.platform(), "processor": _processor()}
+    found |= {"cores": str(os.cpu_count()), "threads": str(torch.get_num_threads())}
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
         found["accelerators"] = ", ".join(f"{names.count(name)}× {name}" for name in dict.fromkeys(names))
     return found
+
+
+def _processor() -> str:
+    """The processor's name; its kind where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def _git() -> dict[str, Any] | None:

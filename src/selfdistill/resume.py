@@ -134,6 +134,12 @@ def check_fits(found: Continued, module: SelfDistillModule[Any, Any]) -> None:
         )
 
 
+def longer(trainer: Mapping[str, Any], source: Path) -> str:
+    """The settings with which ``source``, a run or its checkpoint, is trained on; ``trainer`` has those so far."""
+    name = "max_steps" if trainer.get("max_steps", -1) > 0 else "max_epochs"
+    return f"ckpt_path={source} trainer.{name}=<more than {trainer[name]}>"
+
+
 def what_changed(before: dict[str, Any], now: dict[str, Any]) -> str:
     """One line on two configurations: values that differ, keys that are gone, keys that are new; empty where none."""
     theirs, ours = (

@@ -49,9 +49,10 @@ from selfdistill.files import whole_file, write_text
 from selfdistill.methods import SelfDistillModule
 from selfdistill.processes import is_first
 from selfdistill.report.ending import last_report
-from selfdistill.resume import AUTO, carry_over, check_fits, find
+from selfdistill.resume import AUTO, carry_over, check_fits, find, longer
 from selfdistill.run_folder import claim, method_name, remove_if_empty, tell_unreadable
 from selfdistill.sharding import consolidated
+from selfdistill.text_table import duration
 
 C = TypeVar("C", bound=L.Callback)
 
@@ -69,7 +70,7 @@ def fit(config: DictConfig) -> float | None:
     quiet()
     if config.ckpt_path == AUTO and (folder / "summary.json").is_file():
         if is_first():
-            print(f"run: {folder} is finished; ckpt_path={folder} continues it in another folder")
+            print(f"run: {folder} is finished; to train longer, in another folder: {longer(config.trainer, folder)}")
         return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["validation_knn"]
     try:
         with clear_errors():
@@ -149,6 +150,8 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
         if trainer.is_global_zero:
             tell_unreadable(datamodule.unreadable, folder / "unreadable.txt")
     seconds = time.perf_counter() - started
+    if trainer.is_global_zero and continued is not None and trainer.global_step == continued.step:
+        print(f"nothing was left to train; to train longer: {longer(config.trainer, continued.path)}")
 
     last = folder / "checkpoints" / LAST
     if trainer.is_global_zero and continued is not None and not last.exists() and trainer.global_step == continued.step:
@@ -191,7 +194,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
             print(f"\n{source}, test split, {module.evaluates} network\n\n{figures_table(figures)}\n")
         if cost is not None and (line := measured_line(cost, summary["cost"]["measured"])):
             print(line)
-        spent = f"{seconds:.0f} s, {datamodule.seconds_waited / seconds:.1%} of it waiting for data"
+        spent = f"{duration(seconds)}, {datamodule.seconds_waited / seconds:.1%} of it waiting for data"
         print(f"collapse: {summary['collapse'] or 'none seen'}    training: {spent}    run: {folder}")
         print(f"report: {last_report(module, datamodule, folder, trainer.loggers)}")
     return summary["validation_knn"]

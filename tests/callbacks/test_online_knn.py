@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -90,3 +92,30 @@ def test_epoch_lines_are_few_and_end_with_the_last(tmp_path: Path, capsys: pytes
     fit(tmp_path, EpochLines(lines=3), epochs=7)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert [line.split()[1] for line in lines] == ["1/7", "3/7", "6/7", "7/7"]
+
+
+class Rows(CSVLogger):
+    """Keeps what it is given."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        assert step is not None
+        self.rows.append((step, metrics))
+
+
+def test_a_figure_is_logged_and_shown_as_new_only_where_it_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    knn = OnlineKNN(every_n_epochs=3, bank=DataLoader(split(0, 60), batch_size=60), embed=embed)
+    trainer = bare_trainer(tmp_path, knn, EpochLines(), max_epochs=7)
+    logger = Rows(tmp_path)
+    trainer.loggers = [logger]
+    trainer.fit(Foreign(), DataLoader(split(0, 60), batch_size=20), DataLoader(split(1, 50), batch_size=16))
+    measured = [(step, row["epoch"]) for step, row in logger.rows if "val/knn" in row]
+    assert measured == [(2, 0), (8, 2), (17, 5), (20, 6)]  # three steps an epoch
+    shown = [re.findall(r"k-NN [\d.]+(.*)  \d+ s", line)[0] for line in capsys.readouterr().out.splitlines()]
+    assert shown == ["", " (step 2)", "", " (step 8)", " (step 8)", "", ""]
+    assert knn.state_dict()["measured_at"] == 20

@@ -124,6 +124,13 @@ def test_typical_values_do_not_warn() -> None:
     assert check("train", ["teacher.momentum=0.995", "optimizer.lr=0.0005"]).warnings == []
 
 
+def test_the_typical_range_reaches_to_what_the_data_set_takes() -> None:
+    assert check("train", ["teacher.momentum=0.98", "optimizer.lr=0.0015"]).warnings == []
+    (warning,) = check("train", ["teacher.momentum=0.94"]).warnings
+    assert "[0.95, 0.9999]" in warning
+    assert len(check("train", ["data=cifar10", "data.root=tests", "teacher.momentum=0.98"]).warnings) == 1
+
+
 def test_the_command_line_wins_over_method_and_scale() -> None:
     plain = check("train", ["backbone=resnet18", "divergence=kl", "data.batch_size=32", "teacher=snapshot"]).plain
     assert plain["backbone"]["name"] == "resnet18"

@@ -16,8 +16,8 @@ from selfdistill.sharding import blocks
 
 COST = StepCost(
     batch=8, micro_batch=8, student=Part(2400, 9600), beside=Part(240, 960), teacher=Part(2400, 9600), state=40,
-    gradients=10560, optimizer=21120, views=1000, activations=50000, peak=0, teacher_flops=0, student_flops=0,
-    loss_flops=0, backward_flops=0, student_gathered=9600, teacher_gathered=9600,
+    gradients=10560, optimizer=21120, views=1000, activations=50000, state_of=("center",), peak=0, teacher_flops=0,
+    student_flops=0, loss_flops=0, backward_flops=0, student_gathered=9600, teacher_gathered=9600,
 )  # fmt: skip
 UNITS = Units(block=2000, rest=1600)
 

@@ -88,7 +88,7 @@ def test_a_small_network_by_hand() -> None:
     assert cost.student.parameters == cost.teacher.parameters == tower
     assert cost.student.bytes == cost.teacher.bytes == 4 * tower + running
     assert (cost.beside.parameters, cost.beside.bytes) == (predictor, 4 * predictor)
-    assert cost.state == running  # of the predictor
+    assert (cost.state, cost.state_of) == (running, ("predictor",))
     trained = tower + predictor
     assert cost.gradients == 4 * trained
     assert cost.optimizer == 2 * 4 * trained + 4 * len(list(on_meta(small).trained_parameters()))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import datetime
 import importlib
 import inspect
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,10 @@ from generate.docstrings import arguments, plain
 from generate.overview import front_matter
 from read_pages import ROOT, pages
 
+from selfdistill import __version__
+from selfdistill.callbacks import Thresholds
 from selfdistill.config import CONF, check, flatten
+from selfdistill.estimate import Planned
 
 DOCS = ROOT / "docs"
 METHODS = settings.names()
@@ -84,6 +89,15 @@ def test_a_methods_page_is_whole(method: str) -> None:
     assert f"python -m src.train method={method}" in text
     assert re.search(r"experiment=\w+ data\.root=<", text)
     assert "<!-- insert" not in whole(path)
+
+
+@pytest.mark.parametrize("page", [p for p in pages() if p.is_relative_to(DOCS)], ids=lambda p: str(p.relative_to(DOCS)))
+def test_a_page_with_marks_says_where_a_reader_of_the_file_finds_what_they_stand_for(page: Path) -> None:
+    said = re.findall(r"^> In the repository: (.+)$", raw(page), re.MULTILINE)
+    generated = MARK.search(raw(page)) is not None or page.parent.name == "reference"
+    assert len(said) == generated
+    assert all((page.parent / path).exists() for line in said for path in re.findall(r"\]\((.+?)\)", line))
+    assert "> In the repository" not in whole(page)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -184,6 +198,12 @@ def resolve(name: str) -> Any:
     raise AssertionError(name)
 
 
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load(raw(ROOT / "CITATION.cff"))
+    assert cited["version"] == __version__ == tomllib.loads(raw(ROOT / "pyproject.toml"))["project"]["version"]
+    assert isinstance(cited["date-released"], datetime.date)
+
+
 def test_what_is_named_is_there() -> None:
     for test in named(r"`(tests/[\w/]+\.py::[\w:]+)`"):
         path, _, name = test.partition("::")
@@ -194,6 +214,26 @@ def test_what_is_named_is_there() -> None:
         assert (ROOT / path).is_file(), path
     for name in named(r"`(selfdistill(?:\.\w+)+)`"):
         resolve(name)
+
+
+def test_the_tables_of_costs_are_what_the_default_run_prints() -> None:
+    planned = Planned(check("train", ["run_dir=x"]).config)
+    lines = planned.table(planned.cost()).splitlines()
+    assert "\n".join(lines) in raw(DOCS / "concepts" / "costs.md")
+    shown = raw(ROOT / "README.md").partition(lines[0])[2].partition("\n\n")[0].splitlines()
+    assert {*shown} <= {*lines, "", "…"}
+    assert len(shown) > 4
+
+
+def test_the_limits_of_alarms_are_the_monitors() -> None:
+    limits, text = Thresholds(), raw(DOCS / "how_to" / "reading_a_run.md").replace("\n", " ")
+    assert f"below {limits.dimensional:.0%} of the rank at the start".replace("%", " %") in text
+    assert f"below {limits.dimensional_both:.0%} where the projections' spread is under".replace("%", " %") in text
+    assert f"spread is under {limits.dimensional_projection:g} as well" in text
+    assert f"agreement is below {limits.stale_agreement:g}," in text
+    assert f"above {limits.stale:.0%} of the steps so far, after the first fifth".replace("%", " %") in text
+    assert limits.stale_from == 0.2
+    assert f"a mean age below {limits.copying:g} step." in text
 
 
 def test_every_claim_names_a_test_or_a_table() -> None:

@@ -9,8 +9,11 @@ hand and a Trainer that stops after a batch; blocks that are a file (its name st
 from __future__ import annotations
 
 import functools
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -165,6 +168,25 @@ def test_other_commands_name_what_is_there(command: Command, filled: Path) -> No
             pytest.fail(f"{command.where}: a command of no known kind: {command.text}")
 
 
+_COMPLETED = [c for c in COMMANDS if c.text.startswith("eval ")]
+
+
+@pytest.mark.parametrize("command", _COMPLETED, ids=_id)
+def test_the_shell_completes(command: Command) -> None:
+    """As bash does it: the line so far and the number of its last word in, what could follow out."""
+    (called,) = re.findall(r"\$\((.+?) --shell-completion", command.text)
+    line = f"{called} method=dino_like teacher.mom"
+    asked = f"{command.text}\nCOMP_LINE='{line}' COMP_POINT={len(line)} COMP_CWORD={len(line.split()) - 1}\n"
+    asked += "complete -p | sed 's/.* //'; hydra_bash_completion; printf '%s\\n' \"${COMPREPLY[@]}\""
+    found = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", asked], cwd=ROOT, env=found, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == [called.split()[0], "teacher.momentum=", "teacher.momentum_end="], done.stderr
+
+
+def test_bash_and_the_installed_command_are_completed() -> None:
+    assert len(_COMPLETED) == 2
+
+
 def _python() -> dict[str, list[Block]]:
     found: dict[str, list[Block]] = {}
     seen = set()
@@ -190,7 +212,9 @@ def test_python_runs(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", RUN, ids=_id)
-def test_our_commands_run(command: Command, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_commands_run(
+    command: Command, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert command.ours
     words = command.arguments(tmp_path)
     overrides, folders = _overrides(words, written)
@@ -207,4 +231,7 @@ def test_our_commands_run(command: Command, written: Path, tmp_path: Path, monke
     config.trainer.enable_progress_bar = False
     fit(config)
     wandb.finish()
+    if config.cost_only:
+        assert "M_optimizer" in capsys.readouterr().out
+        return
     assert (tmp_path / "run" / "summary.json").is_file()

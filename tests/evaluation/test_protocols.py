@@ -80,7 +80,7 @@ def test_validation_chooses_and_test_is_told() -> None:
     for f in swept:
         k, t = (float(part.split("=")[1]) for part in f.setting.split())
         assert f.value == knn_accuracy(*train, *test, k=int(k), temperature=t)
-    assert chosen.setting.startswith("chosen: k=1 ")
+    assert chosen.setting.startswith("chosen on validation: k=1 ")
     assert chosen.value == knn_accuracy(*train, *test, k=1)
     assert max(f.value for f in swept) > chosen.value
 

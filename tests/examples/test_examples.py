@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-QUIET = ["--trainer.enable_progress_bar=false", "--trainer.logger=false", "--trainer.accelerator=cpu"]
+QUIET = [f"--trainer.{key}=false" for key in ("enable_progress_bar", "enable_checkpointing", "logger")]
+QUIET += ["--trainer.accelerator=cpu"]
 ARGUMENTS = {
     "lightning_cli": ["fit", "--model.width=32", "--trainer.max_epochs=1", *QUIET],
     "other_hydra_project": [
@@ -46,8 +48,11 @@ def test_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     L.seed_everything(0, verbose=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *ARGUMENTS.get(name, [])])
-    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="collapse monitor")
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     assert re.search(PRINTS[name], capsys.readouterr().out)
+    assert [path.name for path in tmp_path.iterdir()] == (["run"] if name == "other_hydra_project" else [])
 
 
 @pytest.fixture(scope="module")

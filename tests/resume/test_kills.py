@@ -100,5 +100,5 @@ def test_continued_in_another_folder_from_the_one_before(whole: Path, tmp_path: 
 def test_a_run_at_its_end_is_not_made_again(whole: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     assert train(["method=dino_like", *SHORT, "ckpt_path=auto"], whole) == 0
-    assert "is finished" in said(whole)
+    assert f"is finished; to train longer, in another folder: ckpt_path={whole} trainer.max_epochs=" in said(whole)
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before

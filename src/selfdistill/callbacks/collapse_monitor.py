@@ -73,6 +73,9 @@ class CollapseMonitor(L.Callback):
         thresholds: where a measure becomes a sign; a mapping changes single ones.
         embed: ``outputs of the step -> [N, D]``, or ``[V, N, D]`` for V views of the same images.
 
+    Attributes:
+        measured_at: index of the optimizer step that was measured last; −1 before.
+
     Raises:
         ValueError: a setting out of range, or ``rollback`` with a sharded model.
     """
@@ -109,7 +112,7 @@ class CollapseMonitor(L.Callback):
         self._age = AgeTracker()
         self._ages: list[float] = []
         self._moved_at = 0
-        self._measured_at = -1
+        self.measured_at = -1
         self._told = False
         self._healthy = HealthyStates(gap=max(patience + 2, 5))
         self._mended: list[str] = []
@@ -160,9 +163,9 @@ class CollapseMonitor(L.Callback):
             self._moved_at = update.clock.step
             self._ages.append(self._age.update(update.momentum))
         step = trainer.global_step - 1
-        if step < 0 or step == self._measured_at or step % self.every:
+        if step < 0 or step == self.measured_at or step % self.every:
             return
-        self._measured_at = step
+        self.measured_at = step
         features = evaluated_features(pl_module, outputs) if self._embed is None else self._embed(outputs)
         if features is None:
             if not self._told:
@@ -194,7 +197,7 @@ class CollapseMonitor(L.Callback):
             "age": asdict(self._age),
             "ages": list(self._ages),
             "moved_at": self._moved_at,
-            "measured_at": self._measured_at,
+            "measured_at": self.measured_at,
             "mended": list(self._mended),
             "lr_factor": self._lr_factor,
             "center_on": self._center_on,
@@ -205,7 +208,7 @@ class CollapseMonitor(L.Callback):
         self._verdict.load_state_dict(state_dict["verdict"])
         self._age = AgeTracker(**state_dict["age"])
         self._ages = list(state_dict["ages"])
-        self._moved_at, self._measured_at = state_dict["moved_at"], state_dict["measured_at"]
+        self._moved_at, self.measured_at = state_dict["moved_at"], state_dict["measured_at"]
         self._mended, self._lr_factor = list(state_dict["mended"]), state_dict["lr_factor"]
         self._center_on = state_dict["center_on"]
         self._healthy.load_state_dict(state_dict["healthy"])

@@ -28,10 +28,14 @@ class OnlineKNN(L.Callback):
     Args:
         k: neighbours that vote.
         temperature: of the vote, exp(similarity / temperature).
-        every_n_epochs: evaluate at the first validation and then each so many epochs; in between the last value
-            is logged again.
+        every_n_epochs: evaluate at the first validation, then each so many epochs, and at the last; in between
+            ``trainer.callback_metrics`` keeps the last value, and no logger gets one.
         bank: a loader of ``(images, labels)``; None asks the data module.
         embed: ``(module, images) -> [B, D]``; None calls the module's own ``embed``.
+
+    Attributes:
+        accuracy: the last figure; None before.
+        measured_at: index of the optimizer step after which it was measured; −1 before.
 
     Raises:
         ValueError: a count below 1, or a module without ``embed`` where none is given.
@@ -55,6 +59,7 @@ class OnlineKNN(L.Callback):
         self._embed = embed
         self._queries: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self.accuracy: float | None = None
+        self.measured_at = -1
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Lightning sets the attribute without declaring it.
@@ -97,16 +102,22 @@ class OnlineKNN(L.Callback):
                     for columns in self._columns()
                 )
                 self.accuracy = knn_accuracy(bank, bank_labels, queries, labels, k=self.k, temperature=self.temperature)
+                self.measured_at = trainer.global_step - 1
+                for logger in trainer.loggers:
+                    logger.log_metrics(
+                        {"val/knn": self.accuracy, "epoch": trainer.current_epoch}, step=self.measured_at
+                    )
         self._queries = {}
         if self.accuracy is not None and not trainer.sanity_checking:
-            # on every rank: a ModelCheckpoint looks for its monitor on each
-            pl_module.log("val/knn", self.accuracy, prog_bar=True, batch_size=1)
+            # on every rank and after every validation: a ModelCheckpoint looks for its monitor on each
+            pl_module.log("val/knn", self.accuracy, prog_bar=True, logger=False, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"accuracy": self.accuracy}
+        return {"accuracy": self.accuracy, "measured_at": self.measured_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.accuracy = state_dict["accuracy"]
+        self.measured_at = state_dict.get("measured_at", -1)
 
     def _columns(self) -> list[list[tuple[int, list[Tensor]]]]:
         """Embeddings, then labels, of each validation loader."""

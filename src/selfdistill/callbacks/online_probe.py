@@ -35,6 +35,10 @@ class OnlineProbe(L.Callback):
         step: ``(outputs of the step, batch) -> (features [N, D], labels [N])`` for a module that is not ours.
         embed: ``(module, images) -> [B, D]`` for validation; None calls the module's own ``embed``.
 
+    Attributes:
+        accuracy: the last figure of the validation; None before.
+        measured_at: index of the optimizer step after which it was measured; −1 before.
+
     Raises:
         ValueError: a setting out of its range; labels that ``classes`` does not cover.
     """
@@ -64,6 +68,7 @@ class OnlineProbe(L.Callback):
         self._right: dict[int, list[Tensor]] = {}
         self._told = False
         self.accuracy: float | None = None
+        self.measured_at = -1
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -118,6 +123,7 @@ class OnlineProbe(L.Callback):
         self._right = {}
         if (right >= 0).any():
             self.accuracy = right[right >= 0].double().mean().item()
+            self.measured_at = trainer.global_step - 1
             pl_module.log("val/probe", self.accuracy, prog_bar=True, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,12 +133,14 @@ class OnlineProbe(L.Callback):
             "classifier": self._classifier.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "accuracy": self.accuracy,
+            "measured_at": self.measured_at,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict or None
         self._classifier = self._optimizer = None
         self.accuracy = state_dict.get("accuracy")
+        self.measured_at = state_dict.get("measured_at", -1)
 
     def _learn(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One step; (labels predicted rightly, labels), counted over the rows that have one."""

@@ -9,12 +9,25 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities import rank_zero_only
 
+from selfdistill.callbacks.collapse_monitor import CollapseMonitor
+from selfdistill.callbacks.online_evaluation import OnlineKNN
+from selfdistill.callbacks.online_probe import OnlineProbe
+from selfdistill.text_table import duration
+
 SHOWN = {
     "train/loss": "loss",
     "teacher/momentum": "momentum",
     "monitor/rank": "rank",
     "val/knn": "k-NN",
     "val/probe": "probe",
+}
+
+
+# Not measured in every epoch; Lightning keeps the last value.
+_MEASURED_BY: dict[str, type[CollapseMonitor | OnlineKNN | OnlineProbe]] = {
+    "monitor/rank": CollapseMonitor,
+    "val/knn": OnlineKNN,
+    "val/probe": OnlineProbe,
 }
 
 
@@ -31,6 +44,8 @@ class ProgressBar(RichProgressBar):
 class EpochLines(L.Callback):
     """One line each so many epochs, at most ``lines`` in all: readable in a log file or a pipe.
 
+    A figure that was measured before this epoch says at which step.
+
     Args:
         lines: most lines printed in a run.
     """
@@ -40,9 +55,13 @@ class EpochLines(L.Callback):
             raise ValueError(f"EpochLines.lines: {lines} given, allowed is 1 or more")
         self.lines = lines
         self._started = 0.0
+        self._first_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._started = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._first_step = trainer.global_step
 
     @rank_zero_only
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -51,9 +70,18 @@ class EpochLines(L.Callback):
         if epoch % max(1, -(-last // self.lines)) and epoch not in (1, last):
             return
         metrics = trainer.callback_metrics
-        shown = "  ".join(f"{s} {_short(metrics[n])}" for n, s in SHOWN.items() if n in metrics)
+        shown = "  ".join(
+            f"{s} {_short(metrics[n])}{self._earlier(n, trainer)}" for n, s in SHOWN.items() if n in metrics
+        )
         of = f"/{last}" if last > 0 else ""
-        print(f"epoch {epoch:>3}{of}  {shown}  {time.monotonic() - self._started:.0f} s", flush=True)
+        print(f"epoch {epoch:>3}{of}  {shown}  {duration(round(time.monotonic() - self._started))}", flush=True)
+
+    def _earlier(self, name: str, trainer: L.Trainer) -> str:
+        """``" (step 80)"`` where the figure is of an earlier epoch; empty where it is of this one."""
+        # Lightning sets the attribute without declaring it.
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        steps = [c.measured_at for c in callbacks if name in _MEASURED_BY and isinstance(c, _MEASURED_BY[name])]
+        return f" (step {steps[0]})" if steps and steps[0] < self._first_step else ""
 
 
 def _short(value: Any) -> str:

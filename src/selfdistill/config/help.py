@@ -51,8 +51,10 @@ COMMANDS = {
         ("python -m src.evaluate checkpoint=<a file of others> backbone=vit_small data=cifar10 data.root=<folder>", ""),
     ),
     "export": (
-        ("python -m src.export checkpoint=<run> format=timm", ""),
-        ("python -m src.export checkpoint=<run> format=onnx network=teacher output=teacher.onnx", ""),
+        ("python -m src.export checkpoint=<run>", "safetensors, of any network"),
+        ("python -m src.export checkpoint=<run> format=onnx", "of any network; pip install 'selfdistill[onnx]'"),
+        ("python -m src.export checkpoint=<run> format=timm", "of a network of timm: backbone=resnet18, vit_tiny, …"),
+        ("python -m src.export checkpoint=<run> network=teacher output=teacher.safetensors", ""),
     ),
     "pack": (
         ("python -m src.pack source=<folder of images> output=<new folder>", ""),

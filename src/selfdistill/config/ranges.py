@@ -109,11 +109,16 @@ def check_values(plain: Mapping[str, Any]) -> None:
 
 
 def untypical(plain: Mapping[str, Any], changed: Sequence[str]) -> list[str]:
-    """A line for each key of ``changed`` whose value is allowed but outside its typical range."""
+    """A line for each key of ``changed`` whose value is allowed but outside its typical range.
+
+    The range reaches as far as the value that a small data set takes instead (``scale``).
+    """
     values = dict(flatten(plain))
     warnings = []
     paper = plain.get("method", {}).get("paper", {})
     published = {"teacher.momentum": paper.get("momentum"), "optimizer.lr": paper.get("optimizer", {}).get("lr")}
+    scale = plain.get("scale", {})
+    taken = {"teacher.momentum": scale.get("momentum"), "optimizer.lr": scale.get("optimizer", {}).get("lr")}
     for path in changed:
         if values.get(path) == published.get(path, object()):
             continue
@@ -121,6 +126,8 @@ def untypical(plain: Mapping[str, Any], changed: Sequence[str]) -> list[str]:
         if rule is None or rule.typical is None or not isinstance(value, int | float):
             continue
         low, high = rule.typical
+        if (own := taken.get(path)) is not None:
+            low, high = min(low, own), max(high, own)
         if not low <= value <= high:
             warnings.append(f"{path}={value} is outside the typical range [{low:g}, {high:g}]; going on with it")
     return warnings

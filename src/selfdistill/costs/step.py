@@ -40,12 +40,13 @@ class StepCost:
         student: backbone and head.
         beside: what else is trained: predictor, prototypes, mask token, heads of objectives.
         teacher: backbone and head.
-        state: bytes of center and queue.
+        state: bytes of the buffers outside of student and teacher: center, queue, a predictor's running means.
         gradients: bytes.
         optimizer: bytes of its state.
         views: bytes of the crops and masks.
         activations: bytes alive when backward begins, targets and outputs included, and those of one micro-batch that
             runs again.
+        state_of: names of the module's parts that hold them.
         peak: greatest number of bytes alive, in forward and backward, the last step's gradients being freed between
             them; the memory that kernels work in, and the optimizer's passing copies, are not counted.
         teacher_flops: of the targets' forward pass; 0 where there is no teacher.
@@ -66,6 +67,7 @@ class StepCost:
     optimizer: int
     views: int
     activations: int
+    state_of: tuple[str, ...]
     peak: int
     teacher_flops: int
     student_flops: int
@@ -86,8 +88,13 @@ class StepCost:
 
     @property
     def total(self) -> int:
-        """Bytes of everything at once."""
+        """Bytes of what stays: everything at once when backward begins."""
         return self.model_total + self.gradients + self.views + self.activations
+
+    @property
+    def passing(self) -> int:
+        """Bytes at the peak of what is freed again at once."""
+        return max(self.peak - self.total, 0)
 
     @property
     def flops(self) -> int:
@@ -166,6 +173,7 @@ def step_cost(
         optimizer=_bytes(v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)),
         views=_bytes([*views.crops, *views.masks.values()]),
         activations=kept + again,
+        state_of=tuple(dict.fromkeys(n.partition(".")[0] for n, b in module.named_buffers() if id(b) not in inside)),
         peak=0,
         teacher_flops=teacher_flops,
         student_flops=student_flops,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from selfdistill.costs.step import StepCost
-from selfdistill.text_table import aligned
+from selfdistill.text_table import aligned, duration
 from selfdistill.views import ViewRecipe
 
 _PARTS = ("student", "beside", "teacher")
@@ -24,13 +25,14 @@ def cost_lines(cost: StepCost, *, optimizer: str, recipe: ViewRecipe) -> str:
         ["student", _count(cost.student.parameters), binary(cost.student.bytes)],
         ["trained beside it", _count(cost.beside.parameters), binary(cost.beside.bytes)],
         ["teacher", _count(cost.teacher.parameters), binary(cost.teacher.bytes)],
-        ["center, queue", "", binary(cost.state)],
+        [state_label(cost.state_of), "", binary(cost.state)],
         [optimizer, "", binary(cost.optimizer)],
         [f"= {models} + M_optimizer", "", binary(cost.model_total)],
         ["gradients", "", binary(cost.gradients)],
         ["crops", "", binary(cost.views)],
         ["activations", "", binary(cost.activations)],
-        ["= all together", "", binary(cost.total)],
+        ["passing tensors", "", binary(cost.passing)],
+        ["= peak of a step", "", binary(cost.peak)],
     ]
     memory = aligned([r for r in rows if r[2] != "0 B"], ["a step of " + _images(cost.batch), "parameters", "memory"])
     formula = f"2·T_forward + T_backward is {decimal(cost.formula_flops)}FLOP"
@@ -51,7 +53,7 @@ def measured_line(cost: StepCost, measured: dict[str, Any]) -> str:
     said = []
     seconds, peak = measured["step_seconds"], measured["peak_bytes"]
     if seconds:
-        said.append(f"{seconds * 1e3:.3g} ms, {decimal(cost.flops / seconds)}FLOP/s")
+        said.append(f"{duration(seconds)}, {decimal(cost.flops / seconds)}FLOP/s")
     if peak:
         grown = ", the process's own needs included" if measured["peak_of"] == "process" else ""
         said.append(f"peak {binary(peak)} measured{grown}, {binary(cost.peak)} predicted")
@@ -59,23 +61,29 @@ def measured_line(cost: StepCost, measured: dict[str, Any]) -> str:
 
 
 def as_plain(cost: StepCost) -> dict[str, Any]:
-    """For ``summary.json``: ``batch``, ``parameters``, ``bytes`` and ``flops``."""
+    """For ``summary.json``: ``batch``, ``parameters``, ``bytes``, ``state_of`` and ``flops``."""
     return {
         "batch": cost.batch,
         "parameters": {part: getattr(cost, part).parameters for part in _PARTS},
         "bytes": {part: getattr(cost, part).bytes for part in _PARTS}
         | {name: getattr(cost, name) for name in ("state", "optimizer", "model_total", "gradients", "views",
-                                                  "activations", "total", "peak")},
+                                                  "activations", "passing", "total", "peak")},
+        "state_of": list(cost.state_of),
         "flops": {"teacher": cost.teacher_flops, "student": cost.student_flops, "loss": cost.loss_flops,
                   "backward": cost.backward_flops, "step": cost.flops, "formula": cost.formula_flops},
     }  # fmt: skip
+
+
+def state_label(holders: Sequence[str]) -> str:
+    """What the buffers outside of student and teacher are called: by what holds them."""
+    return f"buffers of {', '.join(holders)}"
 
 
 def binary(size: float) -> str:
     """Bytes in KiB, MiB, GiB or TiB."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
-            return f"{size:.3g} {unit}" if size < 1000 else f"{size:.0f} {unit}"
+            return f"{size:.3g} {unit}" if size < 999.5 else f"{size:.0f} {unit}"
         size /= 1024
     return f"{size:,.3g} TiB"
 
@@ -83,7 +91,7 @@ def binary(size: float) -> str:
 def decimal(number: float) -> str:
     """A number with M, G, T or P before its unit."""
     for prefix in ("", "k", "M", "G", "T"):
-        if number < 1000:
+        if number < 999.5:
             return f"{number:.3g} {prefix}"
         number /= 1000
     return f"{number:,.3g} P"

@@ -93,7 +93,7 @@ class Evaluation(Protocol):
 
 @dataclass(frozen=True)
 class KNN:
-    """:func:`knn_sweep` on the test split; ``chosen`` is the setting that is best on the validation split.
+    """:func:`knn_sweep` on the test split; ``chosen on validation`` is the setting that is best on that split.
 
     A ``k`` beyond the bank is the whole bank.
     """
@@ -109,7 +109,7 @@ class KNN:
         held_out = knn_sweep(*subject.train, *subject.validation, ks=ks, temperatures=self.temperatures)
         best = max(held_out, key=lambda setting: held_out[setting])
         figures = [Figure("knn", f"k={k} temperature={t:g}", value) for (k, t), value in swept.items()]
-        return [*figures, Figure("knn", f"chosen: k={best[0]} temperature={best[1]:g}", swept[best])]
+        return [*figures, Figure("knn", f"chosen on validation: k={best[0]} temperature={best[1]:g}", swept[best])]
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def to_torchvision(network: nn.Module, recipe: Recipe) -> Twin:
     if model is None or shapes(model) != {name: tuple(value.shape) for name, value in state.items()}:
         raise ValueError(
             f"format: torchvision has no network equal to {recipe.architecture}; allowed are ResNets and plain "
-            "vision transformers; others: format=timm, torch_export or onnx"
+            "vision transformers; others: format=safetensors, torch_export or onnx"
         )
     return Twin(model, state, lines)
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from selfdistill.config import flatten
+from selfdistill.costs.table import state_label
 from selfdistill.report.tables import cells, table
+from selfdistill.text_table import duration
 
 _FORMULAS = (
     "<p class=formula>memory = 2·M<sub>model</sub> + M<sub>optimizer</sub> <span class=look>student and teacher, and "
@@ -19,12 +21,13 @@ _MEMORY = (
     ("bytes.student", "student"),
     ("bytes.beside", "trained beside it"),
     ("bytes.teacher", "teacher"),
-    ("bytes.state", "center, queue"),
+    ("bytes.state", "buffers of others"),
     ("bytes.optimizer", "optimizer"),
     ("bytes.model_total", "<b>= 2·M<sub>model</sub> + M<sub>optimizer</sub></b>"),
     ("bytes.gradients", "gradients"),
     ("bytes.views", "crops"),
     ("bytes.activations", "activations"),
+    ("bytes.passing", "passing tensors"),
     ("bytes.peak", "<b>peak of a step, predicted</b>"),
 )
 _WORK = (
@@ -41,7 +44,8 @@ def cost(summary: Mapping[str, Any]) -> str:
     """The formulas beside what the run counted and measured under ``cost``, and its time; empty without any."""
     stored = summary.get("cost") or {}
     predicted, measured = (dict(flatten(stored.get(part) or {})) for part in ("predicted", "measured"))
-    memory = [[name, _said(predicted[key])] for key, name in _MEMORY if predicted.get(key)]
+    names = dict(_MEMORY) | {"bytes.state": state_label((stored.get("predicted") or {}).get("state_of") or ["others"])}
+    memory = [[name, _said(predicted[key])] for key, name in names.items() if predicted.get(key)]
     if not predicted.get("bytes.teacher"):
         memory = [[name.replace("2·M", "M"), size] for name, size in memory]
     if measured.get("peak_bytes"):
@@ -49,7 +53,7 @@ def cost(summary: Mapping[str, Any]) -> str:
         memory.append([f"<b>peak of a step, measured</b>{whole}", _said(measured["peak_bytes"])])
     work = [[name, f"{predicted[key] / 1e9:,.3f} GFLOP"] for key, name in _WORK if predicted.get(key)]
     if seconds := measured.get("step_seconds"):
-        work.append(["<b>a step, measured</b> (median)", f"{1000 * seconds:,.1f} ms"])
+        work.append(["<b>a step, measured</b> (median)", duration(seconds)])
         if predicted.get("flops.step"):
             work.append(["that is", f"{predicted['flops.step'] / seconds / 1e9:,.1f} GFLOP/s"])
     parts = [cells([], rows, numbers=True) for rows in (memory, work) if rows]
@@ -68,14 +72,14 @@ def _spent(summary: Mapping[str, Any]) -> list[list[str]]:
     seconds, steps = summary.get("seconds", {}).get("train"), summary.get("optimizer_steps")
     rows = []
     if seconds is not None:
-        rows.append(["training", f"{seconds:,.1f} s"])
+        rows.append(["training", duration(seconds)])
         waited = summary["seconds"].get("data_wait")
         if waited is not None and seconds:
             rows.append(["of it waiting for data", f"{waited / seconds:.1%}"])
     if steps:
         rows.append(["optimizer steps", f"{steps:,}"])
     if seconds is not None and steps:
-        rows.append(["a step, validation included", f"{1000 * seconds / steps:,.1f} ms"])
+        rows.append(["a step, validation included", duration(seconds / steps)])
     if summary.get("unreadable_images"):
         rows.append(["unreadable images, skipped", f"{summary['unreadable_images']:,}"])
     return rows

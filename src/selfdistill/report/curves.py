@@ -25,13 +25,13 @@ _CURVES = (
         "Validation accuracy",
         "share correct",
         {"val/knn": "k-NN", "val/probe": "probe"},
-        "Rises while the loss may do anything. Flat from the start: nothing is learned.",
+        "Rises while the loss may do anything. Flat from the start: nothing is learned, or it was nearly full before.",
     ),
     Chart(
         "Teacher momentum",
         "momentum m",
         {"teacher/momentum": "momentum"},
-        "At m the teacher is m / (1 − m) steps old.",
+        "At a constant m the teacher gets m / (1 − m) steps old.",
     ),
     Chart(
         "Learning rate",
@@ -51,7 +51,7 @@ _GEOMETRY = (
         "Effective rank",
         "directions",
         {"monitor/rank": "features", "monitor/projection_rank": "projections"},
-        "A fall that stays: dimensional collapse, few directions carry everything.",
+        "Falls while a run begins to learn. Down to one or two, and there to stay: dimensional collapse.",
     ),
     Chart(
         "Entropy of the mean answer",
@@ -77,13 +77,13 @@ _TEACHER = (
         "Age",
         "optimizer steps",
         {"monitor/teacher_age": "mean age"},
-        "How old the student is that the teacher remembers.",
+        "How old the student is that the teacher remembers. Grows where m rises to 1; stale: most of the run.",
     ),
     Chart(
         "Distance from the student",
         "‖θt − θs‖ / ‖θs‖",
         {"monitor/teacher_distance": "distance"},
-        "0: a copy, with nothing of its own to teach. Growing without end: it is left behind.",
+        "0 all along: a copy, with nothing of its own to teach. Growing without end: it is left behind.",
     ),
     Chart(
         "Agreement with the student",

@@ -24,6 +24,7 @@ from selfdistill.processes import IN_SWEEP
 from selfdistill.report.sweep import Job, Status, write_job
 from selfdistill.sweeps.matching import Found, find, identity, new_name
 from selfdistill.sweeps.plan import settings_of
+from selfdistill.text_table import duration
 
 STOP = "stop"
 """A file in the sweep's folder: running jobs end after their step, others do not start."""
@@ -67,7 +68,7 @@ def run_job(config: DictConfig) -> float | None:
         except BaseException:
             write_job(folder, replace(job, status="interrupted", line="stopped; the same command continues it"))
             raise
-        said = job.line or f"{job.status}, {time.monotonic() - started:.0f} s"
+        said = job.line or f"{job.status}, {duration(time.monotonic() - started)}"
     objective = None
     if job.status == "finished":
         summary = json.loads((folder / str(job.run) / "summary.json").read_text(encoding="utf-8"))
