@@ -69,7 +69,7 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
             jobs = _jobs(arguments.overrides) if arguments.multirun else [arguments.overrides]
             name = arguments.config_name or config_name
             checked = [check(name, j, search_path=found, conf=conf or CONF) for j in jobs]
-            if not arguments.multirun:
+            if not arguments.multirun and config_name == "train":  # the others' folder is the working directory
                 refuse_folders_apart(arguments.overrides)
             for line in dict.fromkeys(line for each in checked for line in each.warnings):
                 if is_first():

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
@@ -39,6 +38,7 @@ from selfdistill.callbacks import (
 )
 from selfdistill.checkpoint_io import LAST, PREVIOUS, AtomicCheckpointIO
 from selfdistill.config import UserError, check_values, resolved
+from selfdistill.config.named import made, named
 from selfdistill.costs.table import as_plain, measured_line
 from selfdistill.data import DataModule
 from selfdistill.estimate import answer, predicted
@@ -124,12 +124,13 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
             carry_over(continued, folder)
         if continued is not None:
             print(f"continuing: {continued.path}, step {continued.step}")
-    trainer.loggers = [instantiate(value) for value in config.logger.values() if OmegaConf.is_dict(value)]
+    trainer.loggers = [made(f"logger.{n}", node) for n, node in config.logger.items() if OmegaConf.is_dict(node)]
 
     baselines: dict[str, Figures] = {}
     if datamodule.labelled:
         settings = plain["evaluation"]
-        baselines = {"raw_pixels": pixel_figures(datamodule, **settings)}
+        with named("evaluation", settings):
+            baselines = {"raw_pixels": pixel_figures(datamodule, **settings)}
         module.to(trainer.strategy.root_device)
         baselines["initial"] = backbone_figures(module, datamodule, **settings)
         module.cpu()  # where Lightning expects it: what is sharded may not fit whole beside the shards

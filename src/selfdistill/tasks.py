@@ -21,6 +21,7 @@ from safetensors import safe_open
 from selfdistill.allocator import keep_freed_memory
 from selfdistill.assembly import check_classes
 from selfdistill.config import UserError, resolved
+from selfdistill.config.named import made, named
 from selfdistill.data import DataModule, Source, Split
 from selfdistill.data.images import IMAGENET_MEAN, IMAGENET_STD, Images
 from selfdistill.distributed import rank
@@ -48,7 +49,8 @@ def evaluate(config: DictConfig) -> float | None:
     keep_freed_memory()
     with clear_errors(), processes():
         plain = resolved(config)
-        protocols = [instantiate(node) for node in config.protocol.values()]
+        keys = {f"protocol.{name}": node for name, node in config.protocol.items()}
+        protocols = {key: made(key, node) for key, node in keys.items()}
         if not protocols:
             raise UserError("protocol: none given, allowed is knn, linear, few_shot, finetune, geometry, all")
         run = evaluated(config, plain)
@@ -57,7 +59,10 @@ def evaluate(config: DictConfig) -> float | None:
         subject = Subject(run.module, data)
         if rank() > 0:
             return None
-        figures = [figure for protocol in protocols for figure in protocol(subject)]
+        figures: list[Figure] = []
+        for key, protocol in protocols.items():
+            with named(key, keys[key]):
+                figures += protocol(subject)
         first = [figure.value for figure in figures if figure.protocol == figures[0].protocol]
         about = {
             "method": run.method,
@@ -112,7 +117,7 @@ def evaluation_data(run: Restored, config: DictConfig) -> tuple[str, DataModule]
     """
     own = "data" not in config
     settings = run.config.data if own else config.data
-    source: Source = instantiate(settings.source)
+    source: Source = made("data.source", settings.source)
     if run.layout is not None:
         source = NormalisedAs(source, *normalisation(run.checkpoint, source))
     elif not own:

@@ -10,7 +10,7 @@ from typing import Any
 from hydra import compose
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigIndexError, OmegaConfBaseException
 
 from selfdistill.config.errors import nearest
 from selfdistill.config.overrides import CONF, choices, split
@@ -57,6 +57,8 @@ def explain(config_name: str, overrides: Sequence[str], error: HydraException) -
     ):
         line = first_line(error).removeprefix("LexerNoViableAltException: ")
         return f"{line}: put the value in quotes inside the argument: 'key=\"value\"'"
+    if isinstance(error.__cause__, ConfigIndexError):
+        return f"{first_line(error).removeprefix('Error merging override ')}: no such place in the list; see --cfg job"
     if "Ambiguous value" in text:
         return f"{first_line(error)}: several values are a sweep with -m, or a list in brackets: key=[a,b]"
     if "Error parsing override" in text:
