@@ -22,6 +22,7 @@ from selfdistill.allocator import keep_freed_memory
 from selfdistill.assembly import check_classes
 from selfdistill.config import UserError, resolved
 from selfdistill.config.named import made, named
+from selfdistill.config.overrides import given_keys
 from selfdistill.data import DataModule, Source, Split
 from selfdistill.data.images import IMAGENET_MEAN, IMAGENET_STD, Images
 from selfdistill.distributed import rank
@@ -31,6 +32,7 @@ from selfdistill.failures import clear_errors, quiet
 from selfdistill.files import whole_file, write_text
 from selfdistill.restore import Restored, restore, restore_published
 from selfdistill.run_folder import tell_unreadable
+from selfdistill.unused import check_shots
 from selfdistill.views import Augment, CropSpec, ViewRecipe
 
 
@@ -55,6 +57,7 @@ def evaluate(config: DictConfig) -> float | None:
             raise UserError("protocol: none given, allowed is knn, linear, few_shot, finetune, geometry, all")
         run = evaluated(config, plain)
         name, data = evaluation_data(run, config)
+        check_shots(given_keys(), "protocol.few_shot.shots", config, data)
         run.module.to(device())
         subject = Subject(run.module, data)
         if rank() > 0:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -32,6 +33,11 @@ def split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
         else:
             values.append(key)
     return values, groups
+
+
+def given_keys() -> list[str]:
+    """The keys that the command that runs gives a value; none where Hydra runs no command."""
+    return split(HydraConfig.get().overrides.task)[0] if HydraConfig.initialized() else []
 
 
 def without_nulls(config_name: str, overrides: Sequence[str]) -> list[str]:
