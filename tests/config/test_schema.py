@@ -234,6 +234,10 @@ method:
             "did you mean views.crops.0.size?",
         ),
         ("trainer: null", "trainer: taken away or null"),
+        (
+            "student: {noise: '${seed'}",
+            "student.noise: no viable alternative at input '${seed'; a reference to another",
+        ),
     ],
 )
 def test_a_file_of_the_users_own_is_checked_too(more: str, says: str | None, tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ def refused(overrides: Sequence[str], error: Exception) -> str:
 
 def explain(config_name: str, overrides: Sequence[str], error: HydraException) -> str:
     """Anything else."""
-    text = str(error)
+    text, cause = str(error), error.__cause__
+    if not text and isinstance(cause, OmegaConfBaseException):  # of a file, whose mistakes Hydra does not tell
+        return f"{cause.full_key or 'config'}: {first_line(cause)}; a reference to another key is ${{key}}"
     key = re.search(r"Could not override '([^']+)'", text)
     if key:
         return _no_such_key(config_name, overrides, key.group(1), error)
@@ -57,7 +59,7 @@ def explain(config_name: str, overrides: Sequence[str], error: HydraException) -
     ):
         line = first_line(error).removeprefix("LexerNoViableAltException: ")
         return f"{line}: put the value in quotes inside the argument: 'key=\"value\"'"
-    if isinstance(error.__cause__, ConfigIndexError):
+    if isinstance(cause, ConfigIndexError):
         return f"{first_line(error).removeprefix('Error merging override ')}: no such place in the list; see --cfg job"
     if "Ambiguous value" in text:
         return f"{first_line(error)}: several values are a sweep with -m, or a list in brackets: key=[a,b]"
