@@ -236,7 +236,7 @@ method:
         ("trainer: null", "trainer: taken away or null"),
         (
             "student: {noise: '${seed'}",
-            "student.noise: no viable alternative at input '${seed'; a reference to another",
+            "student.noise: no viable alternative at input '${seed'; a reference",
         ),
     ],
 )
