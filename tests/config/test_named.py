@@ -66,6 +66,11 @@ def test_by_the_setting(overrides: str, says: str, tmp_path: Path, compose: Any)
         ),
         ("train", "trainer.limit_val_batches=1.5", "trainer.limit_val_batches: 1.5 given, allowed is a share from 0"),
         ("train", "data.labelled=0", "data.labelled: 0 given, allowed is a share above 0.0 and up to 1.0, or a whole"),
+        (
+            "train",
+            "method=multi_head; method.heads=[{_target_:selfdistill.methods.multi_head.Head,out_dim:-3}]",
+            "method.heads.0.out_dim: -3 given, allowed is a whole number of at least 1",
+        ),
         ("train", "views.crops.9.size=8", "views.crops.9.size=8: no such place in the list"),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,7 @@ RULES: dict[str, Range] = {
     r"optimizer\.layer_decay": Range(0, 1, open_low=True),
     r"optimizer\.reference_batch": Range(1, whole=True),
     r"optimizer\.clip": Range(0, open_low=True, also=(None,)),
+    r"method\.heads\.\d+\.\w+_dim": Range(1, whole=True, also=(None,)),
     r"method\.(\w+_dim|(patch_)?prototypes|predictor_(width|depth|heads)|top_k)": Range(1, whole=True, also=(None,)),
     r"method\.(projector_layers|sinkhorn_iterations)": Range(1, whole=True),
     r"method\.queue_length": Range(0, whole=True),
@@ -110,15 +111,14 @@ def check_values(plain: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming the key, the value and what is allowed.
     """
-    for path, value in flatten(plain):
+    for path, value in _with_elements(flatten(plain)):
         if path in CHOICES and value not in CHOICES[path]:
             raise UserError(f"{path}: {shown(value)} given, allowed is {' or '.join(CHOICES[path])}")
-        for place, item in enumerate(value) if isinstance(value, list) else ():
-            rule = rule_of(f"{path}.{place}")
-            if rule is not None and not rule.allows(item):
-                raise UserError(f"{path}: {shown(item)} given, allowed in it is {rule}")
         rule = rule_of(path)
         if rule is not None and not isinstance(value, dict) and not rule.allows(value):
+            key, _, place = path.rpartition(".")
+            if place.isdigit():
+                raise UserError(f"{key}: {shown(value)} given, allowed in it is {rule}")
             raise UserError(f"{path}: {shown(value)} given, allowed is {rule}")
     check_sharded(plain)
 
@@ -149,6 +149,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flatten(value, f"{path}.")
         else:
             yield path, value
+
+
+def _with_elements(leaves: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """``leaves``, and those of lists by their place."""
+    for path, value in leaves:
+        yield path, value
+        if isinstance(value, list):
+            places = {f"{path}.{place}": item for place, item in enumerate(value)}
+            yield from _with_elements(flatten(places))
 
 
 def rule_of(path: str) -> Range | None:
