@@ -23,6 +23,9 @@ GROUPS = (
     "optimizer",
     "callbacks",
     "logger",
+    "trainer",
+    "experiment",
+    "hparams_search",
     "debug",
     "views",
 )

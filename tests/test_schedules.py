@@ -254,9 +254,14 @@ class TestTeacherMomenta:
         assert course == [1.0, 1.0, 0.0] * 3
         assert run(SnapshotSchedule("2 epochs"), 12, per_epoch=2) == [1.0, 1.0, 1.0, 0.0] * 3
 
-    @pytest.mark.parametrize("every", [0, 1, 0.001])
+    @pytest.mark.parametrize("every", [1, 0.001])
     def test_snapshot_of_less_than_a_step_copies_always(self, every: Duration) -> None:
         assert run(SnapshotSchedule(every), 4) == [0.0] * 4
+
+    @pytest.mark.parametrize("every", [0, 0.0, "0 epochs"])
+    def test_snapshot_of_no_time_is_refused(self, every: Duration) -> None:
+        with pytest.raises(ValueError, match=r"every: .* given, allowed is an int of steps ≥ 1, .* \(0, 1\]"):
+            SnapshotSchedule(every)
 
 
 @pytest.mark.parametrize("schedule", EXAMPLES, ids=lambda s: type(s).__name__)

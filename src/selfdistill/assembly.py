@@ -29,11 +29,13 @@ from selfdistill.callbacks import (
 from selfdistill.checkpoint import foreign_target, read_checkpoint
 from selfdistill.checkpoint_io import LAST, AtomicCheckpointIO
 from selfdistill.config import UserError
+from selfdistill.config.named import made, named
 from selfdistill.data import DataModule, Split
 from selfdistill.data.sources import SPLITS
 from selfdistill.evaluation.features import evaluating
 from selfdistill.methods import SelfDistillModule
 from selfdistill.methods.compatibility import check_masks, refuse_divergence
+from selfdistill.optim.checks import check_roles
 from selfdistill.processes import check_devices, is_first, whole_statistics
 from selfdistill.report.refresh import RefreshReport
 from selfdistill.teacher import TeacherPolicy
@@ -42,13 +44,14 @@ from selfdistill.views import ViewRecipe
 
 def build_data(config: DictConfig) -> DataModule:
     """The data module of ``config.data`` with the views of ``config.views``."""
-    recipe: ViewRecipe = instantiate(config.views)
+    recipe: ViewRecipe = made("views", config.views)
     facts = ("image", "root", "download")
     settings = {key: value for key, value in config.data.items() if key not in facts}
     if micro_batches(config) > 1:
         settings["micro_batches"] = micro_batches(config)
-    datamodule: DataModule = instantiate(settings, _partial_=True)(recipe=recipe, seed=config.seed)
-    datamodule.setup("fit")
+    with named("data", settings):
+        datamodule: DataModule = made("data", settings, _partial_=True)(recipe=recipe, seed=config.seed)
+        datamodule.setup("fit")
     check_classes(datamodule, OmegaConf.select(config, "data.image.classes"), SPLITS if datamodule.labelled else ())
     return datamodule
 
@@ -67,36 +70,33 @@ def check_classes(datamodule: DataModule, classes: int | None, splits: Sequence[
 def build_method(config: DictConfig) -> SelfDistillModule[Any, Any]:
     """The method of ``config.method`` from the parts that the other groups describe."""
     target = _method_class(config.method._target_)
-    parts: dict[str, Any] = {"backbone": instantiate(config.backbone)}
-    divergence = instantiate(config.divergence) if config.get("divergence") else None
+    parts: dict[str, Any] = {"backbone": made("backbone", config.backbone)}
+    divergence = made("divergence", config.divergence) if config.get("divergence") else None
     if "divergence" in inspect.signature(target).parameters:
         parts["divergence"] = divergence
     else:
         refuse_divergence(target.__name__, divergence)
     parts["teacher"] = build_teacher(config)
-    parts["optimizer"] = instantiate(config.optimizer)
+    parts["optimizer"] = made("optimizer", config.optimizer)
     weights = dict(config.weights)
     parts["objectives"] = {}
     for name, node in config.objective.items():
         if name != "weight" and OmegaConf.is_dict(node):
-            parts["objectives"][name] = instantiate({key: value for key, value in node.items() if key != "weight"})
+            own = {key: value for key, value in node.items() if key != "weight"}
+            parts["objectives"][name] = made(f"objective.{name}", own)
             weights.setdefault(name, node.weight)
     parts["weights"] = {
-        n: value if isinstance(value, int | float) else instantiate(value) for n, value in weights.items()
+        n: value if isinstance(value, int | float) else made(f"weights.{n}", value) for n, value in weights.items()
     }
     # resolved before it is taken out of the configuration: parts of it refer to others
-    settings = OmegaConf.to_container(config.method, resolve=True)
-    assert isinstance(settings, dict)
+    settings: Any = OmegaConf.to_container(config.method, resolve=True)
     settings.pop("paper", None)
     # called here, not by Hydra, which would turn the dataclasses among the parts into configs
-    make = instantiate(settings, _partial_=True)
-    try:
+    make = made("method", settings, _partial_=True)
+    with named("method", settings):
         module: SelfDistillModule[Any, Any] = make(**parts)
-    except ValueError as error:
-        argument = str(error).partition(":")[0]
-        if argument not in settings:
-            raise
-        raise UserError(f"method.{error}") from error
+    with named("optimizer", config.optimizer):
+        check_roles(module.optimizer_recipe, module.parameter_roles())
     module.student.noise = float(OmegaConf.select(config, "student.noise", default=0.0))
     return module
 
@@ -163,7 +163,7 @@ def build_teacher(config: DictConfig) -> TeacherPolicy:
     settings = {key: value for key, value in config.teacher.items() if key not in ("checkpoint", "trust")}
     path = config.teacher.get("checkpoint")
     if path is None:
-        return instantiate(settings)
+        return made("teacher", settings)
     stored = read_checkpoint("teacher.checkpoint", path)
     foreign = foreign_target(stored["selfdistill"]["config"])
     if foreign and not config.teacher.get("trust"):
@@ -173,7 +173,7 @@ def build_teacher(config: DictConfig) -> TeacherPolicy:
         )
     other = build_method(OmegaConf.create(stored["selfdistill"]["config"]))
     other.load_state_dict(stored["state_dict"])
-    return instantiate(settings, _partial_=True)(network=other.evaluated_tower)
+    return made("teacher", settings, _partial_=True)(network=other.evaluated_tower)
 
 
 def check_limit(config: DictConfig, datamodule: DataModule) -> None:
@@ -190,10 +190,11 @@ def check_limit(config: DictConfig, datamodule: DataModule) -> None:
 def build_callbacks(config: DictConfig, folder: Path) -> list[L.Callback]:
     """The callbacks of the group, what shows progress, and last the teacher's update."""
     # with callbacks=[] what a small data set sets of them is left without its object
-    named = [instantiate(value) for value in config.callbacks.values() if value is not None and "_target_" in value]
+    given = [(f"callbacks.{name}", node) for name, node in config.callbacks.items() if node and "_target_" in node]
     shown = ProgressBar() if config.trainer.enable_progress_bar and sys.stdout.isatty() else EpochLines()
     stop = GracefulInterrupt(folder / "checkpoints" / LAST)
-    return [*named, shown, CostMeter(), TemperatureLog(), RefreshReport(folder), TeacherUpdate(), History(), stop]
+    chosen = [made(key, node) for key, node in given]
+    return [*chosen, shown, CostMeter(), TemperatureLog(), RefreshReport(folder), TeacherUpdate(), History(), stop]
 
 
 def build_trainer(config: DictConfig, callbacks: list[L.Callback]) -> L.Trainer:

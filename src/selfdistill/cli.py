@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from selfdistill.config import CONF, UserError, check, resolved
 from selfdistill.config.help import help_text
+from selfdistill.config.overrides import without_nulls
 from selfdistill.config.repeat import stored_config
 from selfdistill.files import LOG, remove_if_only
 from selfdistill.processes import IN_SWEEP, is_first, refuse_folders_apart, speaks
@@ -44,7 +45,7 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
     in the command, 130 stopped by Ctrl-C, 143 by SIGTERM, 1 anything else.
     """
     arguments = get_args_parser().parse_intermixed_args()
-    _overrides_last(arguments.overrides)
+    _overrides_last(arguments, config_name)
     own_errors = "HYDRA_FULL_ERROR" not in os.environ
     # Hydra would print its own report; with this it lets the exception through to here.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -68,7 +69,7 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
             jobs = _jobs(arguments.overrides) if arguments.multirun else [arguments.overrides]
             name = arguments.config_name or config_name
             checked = [check(name, j, search_path=found, conf=conf or CONF) for j in jobs]
-            if not arguments.multirun:
+            if not arguments.multirun and config_name == "train":  # the others' folder is the working directory
                 refuse_folders_apart(arguments.overrides)
             for line in dict.fromkeys(line for each in checked for line in each.warnings):
                 if is_first():
@@ -159,12 +160,13 @@ def report() -> None:
     launch(_report, "report")
 
 
-def _overrides_last(overrides: list[str]) -> None:
-    """Hydra takes them in one place only; a flag may stand between them."""
+def _overrides_last(arguments: argparse.Namespace, config_name: str) -> None:
+    """Hydra takes them in one place only; a flag may stand between them. What it has no word for is left out."""
     flags = sys.argv[1:]
-    for text in overrides:
+    for text in arguments.overrides:
         flags.remove(text)
-    sys.argv[1:] = [*flags, *overrides]
+    arguments.overrides = without_nulls(arguments.config_name or config_name, arguments.overrides)
+    sys.argv[1:] = [*flags, *arguments.overrides]
 
 
 def _refuse_unfit(arguments: argparse.Namespace) -> None:
@@ -175,6 +177,8 @@ def _refuse_unfit(arguments: argparse.Namespace) -> None:
     """
     if arguments.multirun and (arguments.cfg or arguments.info):
         raise UserError("-m: given with --cfg or --info, allowed is one of them; leave -m out")
+    if arguments.experimental_rerun:
+        raise UserError("--experimental-rerun: not taken, since it would run a pickle; use --config-path <run>")
     folder = arguments.config_dir
     if folder and "://" not in folder and not Path(folder).is_dir():
         raise UserError(f"--config-dir: {folder!r} given, no such folder; allowed is one with method/, experiment/, …")

@@ -11,7 +11,11 @@ Duration: TypeAlias = int | float | str
 """A length of time: an ``int`` counts optimizer steps, a ``float`` in [0, 1] is a fraction of the run, and
 a string has its unit: ``"10 epochs"``, ``"500 steps"``. So ``1`` is one step and ``1.0`` the whole run."""
 
-_ALLOWED = "an int of steps ≥ 0, a float fraction of the run in [0, 1], 'N epochs' or 'N steps'"
+Period: TypeAlias = Duration
+"""A :class:`Duration` after which something happens again: above 0."""
+
+ALLOWED = "an int of steps ≥ 0, a float fraction of the run in [0, 1], 'N epochs' or 'N steps'"
+ALLOWED_PERIOD = ALLOWED.replace("≥ 0", "≥ 1").replace("[0, 1]", "(0, 1]")
 _WITH_UNIT = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>epoch|step)s?")
 
 
@@ -67,7 +71,7 @@ def duration_in_steps(duration: Duration, clock: Clock) -> int:
             return duration
     elif isinstance(duration, float) and 0.0 <= duration <= 1.0:
         return math.floor(duration * clock.total_steps + 0.5)
-    raise ValueError(f"duration: {duration!r} given, allowed is {_ALLOWED}")
+    raise ValueError(f"duration: {duration!r} given, allowed is {ALLOWED}")
 
 
 def check_duration(name: str, duration: Duration) -> None:
@@ -79,4 +83,16 @@ def check_duration(name: str, duration: Duration) -> None:
     try:
         duration_in_steps(duration, Clock())
     except ValueError:
-        raise ValueError(f"{name}: {duration!r} given, allowed is {_ALLOWED}") from None
+        raise ValueError(f"{name}: {duration!r} given, allowed is {ALLOWED}") from None
+
+
+def check_period(name: str, period: Period) -> None:
+    """As :func:`check_duration`, and refuse one of no length.
+
+    Raises:
+        ValueError: not a duration, or 0.
+    """
+    check_duration(name, period)
+    # so long a run that any length at all has steps
+    if duration_in_steps(period, Clock(0, 10**12, 10**12)) == 0:
+        raise ValueError(f"{name}: {period!r} given, allowed is {ALLOWED_PERIOD}")

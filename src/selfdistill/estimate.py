@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from selfdistill.assembly import build_method, micro_batches
 from selfdistill.clock import Clock
 from selfdistill.config import UserError
+from selfdistill.config.named import made
 from selfdistill.costs import StepCost, ddp, fsdp2, meta_views, step_cost, units_of
 from selfdistill.costs.table import binary, cost_lines, decimal
 from selfdistill.text_table import aligned
@@ -40,7 +40,7 @@ class Planned:
             self.module = build_method(config)
         # lengths in epochs need some; what is counted does not depend on them
         self.module.clock = Clock(0, 1000, 100)
-        self.recipe: ViewRecipe = instantiate(config.views)
+        self.recipe: ViewRecipe = made("views", config.views)
         self.batch = int(config.data.batch_size) * micro_batches(config)
         if micro_batches(config) > 1:
             self.module.micro_batch_size = int(config.data.batch_size)

@@ -24,8 +24,11 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except InstantiationException as error:
+        if isinstance(error.__cause__, MisconfigurationException):
+            key = re.search(r"^full_key: (\S+)$", str(error), re.MULTILINE)
+            raise UserError(f"{key[1] if key else 'trainer'}: {' '.join(str(error.__cause__).split())}") from error
         if isinstance(error.__cause__, ValueError | TypeError | ImportError):
-            raise UserError(_with_group(str(error.__cause__), str(error))) from error.__cause__
+            raise UserError(str(error.__cause__)) from error.__cause__
         if "blocklisted" in str(error):  # Hydra makes nothing that runs commands or touches files
             raise UserError(f"_target_: {str(error).splitlines()[0]}") from error
         raise
@@ -57,15 +60,6 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".* directory .* exists and is not empty")
     # nobody writes into what a backbone returns
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-
-
-def _with_group(message: str, report: str) -> str:
-    """An argument's name becomes the setting's: what Hydra made with it stands in its report."""
-    found = re.search(r"^full_key: (\S+)$", report, re.MULTILINE)
-    name = re.match(r"(?:[A-Z]\w*\.)?([a-z]\w*)(?=[:=]| must )", message)
-    if found is None or name is None or name[1] == found[1].split(".")[0]:
-        return message
-    return f"{found[1]}.{name[1]}{message[name.end() :]}"
 
 
 def _raised_here(error: BaseException) -> bool:

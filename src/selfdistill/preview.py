@@ -37,7 +37,10 @@ def preview(config: DictConfig) -> None:
         config = config.copy()
         OmegaConf.resolve(config)
         config.data.batch_size = plain["images"]
-        datamodule = build_data(config)
+        try:
+            datamodule = build_data(config)
+        except ValueError as error:
+            raise UserError(str(error).replace("data.batch_size", "images")) from error
         picture = drawn(datamodule)
         output.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(output) as temporary:

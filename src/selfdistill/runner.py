@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 
 import lightning as L
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
 from selfdistill import __version__
@@ -39,6 +37,8 @@ from selfdistill.callbacks import (
 )
 from selfdistill.checkpoint_io import LAST, PREVIOUS, AtomicCheckpointIO
 from selfdistill.config import UserError, check_values, resolved
+from selfdistill.config.named import made, named
+from selfdistill.config.overrides import given_keys
 from selfdistill.costs.table import as_plain, measured_line
 from selfdistill.data import DataModule
 from selfdistill.estimate import answer, predicted
@@ -53,6 +53,7 @@ from selfdistill.resume import AUTO, carry_over, check_fits, find, longer
 from selfdistill.run_folder import claim, method_name, remove_if_empty, tell_unreadable
 from selfdistill.sharding import consolidated
 from selfdistill.text_table import duration
+from selfdistill.unused import check_shots, check_used, with_known_monitors
 
 C = TypeVar("C", bound=L.Callback)
 
@@ -115,9 +116,11 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     if continued is not None:
         check_fits(continued, module)
     callbacks = build_callbacks(config, folder)
-    if not datamodule.labelled or not any(isinstance(c, OnlineKNN) for c in callbacks):
-        # nothing tells which checkpoint is best
-        callbacks = [c for c in callbacks if not (isinstance(c, ModelCheckpoint) and c.monitor)]
+    given = given_keys()
+    check_used(given, config, module, callbacks)
+    callbacks = with_known_monitors(given, config, module, callbacks, labelled=datamodule.labelled)
+    if datamodule.labelled:
+        check_shots(given, "evaluation.shots", config, datamodule)
     trainer = build_trainer(config, callbacks)
     if trainer.is_global_zero:
         claim(folder, config)
@@ -125,12 +128,13 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
             carry_over(continued, folder)
         if continued is not None:
             print(f"continuing: {continued.path}, step {continued.step}")
-    trainer.loggers = [instantiate(value) for value in config.logger.values() if OmegaConf.is_dict(value)]
+    trainer.loggers = [made(f"logger.{n}", node) for n, node in config.logger.items() if OmegaConf.is_dict(node)]
 
     baselines: dict[str, Figures] = {}
     if datamodule.labelled:
         settings = plain["evaluation"]
-        baselines = {"raw_pixels": pixel_figures(datamodule, **settings)}
+        with named("evaluation", settings):
+            baselines = {"raw_pixels": pixel_figures(datamodule, **settings)}
         module.to(trainer.strategy.root_device)
         baselines["initial"] = backbone_figures(module, datamodule, **settings)
         module.cpu()  # where Lightning expects it: what is sharded may not fit whole beside the shards

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, final
 
-from selfdistill.clock import Clock, Duration, check_duration, duration_in_steps
+from selfdistill.clock import Clock, Duration, Period, check_duration, check_period, duration_in_steps
 
 Shape: TypeAlias = Literal["cosine", "linear", "constant"]
 """How a value goes from its start to its end."""
@@ -200,10 +200,10 @@ class SnapshotSchedule(Schedule):
     of N: the first copy is made after N steps.
     """
 
-    every: Duration
+    every: Period
 
     def __post_init__(self) -> None:
-        check_duration("every", self.every)
+        check_period("every", self.every)
 
     def __call__(self, clock: Clock) -> float:
         every = max(duration_in_steps(self.every, clock), 1)

@@ -21,6 +21,8 @@ from safetensors import safe_open
 from selfdistill.allocator import keep_freed_memory
 from selfdistill.assembly import check_classes
 from selfdistill.config import UserError, resolved
+from selfdistill.config.named import made, named
+from selfdistill.config.overrides import given_keys
 from selfdistill.data import DataModule, Source, Split
 from selfdistill.data.images import IMAGENET_MEAN, IMAGENET_STD, Images
 from selfdistill.distributed import rank
@@ -30,6 +32,7 @@ from selfdistill.failures import clear_errors, quiet
 from selfdistill.files import whole_file, write_text
 from selfdistill.restore import Restored, restore, restore_published
 from selfdistill.run_folder import tell_unreadable
+from selfdistill.unused import check_shots
 from selfdistill.views import Augment, CropSpec, ViewRecipe
 
 
@@ -48,16 +51,21 @@ def evaluate(config: DictConfig) -> float | None:
     keep_freed_memory()
     with clear_errors(), processes():
         plain = resolved(config)
-        protocols = [instantiate(node) for node in config.protocol.values()]
+        keys = {f"protocol.{name}": node for name, node in config.protocol.items()}
+        protocols = {key: made(key, node) for key, node in keys.items()}
         if not protocols:
             raise UserError("protocol: none given, allowed is knn, linear, few_shot, finetune, geometry, all")
         run = evaluated(config, plain)
         name, data = evaluation_data(run, config)
+        check_shots(given_keys(), "protocol.few_shot.shots", config, data)
         run.module.to(device())
         subject = Subject(run.module, data)
         if rank() > 0:
             return None
-        figures = [figure for protocol in protocols for figure in protocol(subject)]
+        figures: list[Figure] = []
+        for key, protocol in protocols.items():
+            with named(key, keys[key]):
+                figures += protocol(subject)
         first = [figure.value for figure in figures if figure.protocol == figures[0].protocol]
         about = {
             "method": run.method,
@@ -112,7 +120,7 @@ def evaluation_data(run: Restored, config: DictConfig) -> tuple[str, DataModule]
     """
     own = "data" not in config
     settings = run.config.data if own else config.data
-    source: Source = instantiate(settings.source)
+    source: Source = made("data.source", settings.source)
     if run.layout is not None:
         source = NormalisedAs(source, *normalisation(run.checkpoint, source))
     elif not own:

@@ -141,7 +141,7 @@ def line(*overrides: str, name: str = "train", search_path: tuple[str, ...] = ()
         ("evaluation.shots=3", "evaluation.shots: 3 given, allowed is a list, as [1, 5]"),
         ("evaluation.shots=[1,x]", "evaluation.shots: 'x' given, allowed is a whole number"),
         ("evaluation.linear=2", "evaluation.linear: 2 given, allowed is true or false"),
-        ("optimizer.warmup=[1]", "optimizer.warmup: [1] given, allowed is a number or text"),
+        ("optimizer.warmup=[1]", "optimizer.warmup: [1] given, allowed is an int of steps ≥ 0"),
         ("optimizer.betas=0.9", "optimizer.betas: 0.9 given, allowed is a list of numbers"),
         ("deterministic=5", "deterministic: 5 given, allowed is true or false"),
         ("data.image=5", "data.image: 5 given, allowed is a mapping of classes, channels"),
@@ -234,6 +234,10 @@ method:
             "did you mean views.crops.0.size?",
         ),
         ("trainer: null", "trainer: taken away or null"),
+        (
+            "student: {noise: '${seed'}",
+            "student.noise: no viable alternative at input '${seed'; a reference",
+        ),
     ],
 )
 def test_a_file_of_the_users_own_is_checked_too(more: str, says: str | None, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from selfdistill.run_folder import claim
 from selfdistill.sweeps.matching import Found, find, identity, new_name, stored_identity
 from selfdistill.sweeps.plan import Plan, plan
 
+FOUR = ["teacher.momentum", "optimizer.lr", "objective.contrastive.temperature", "objective.weight"]
+
 
 def planned(*arguments: str) -> Plan:
     return plan(get_args_parser().parse_args(["-m", *arguments]), "train")
@@ -55,8 +57,24 @@ def test_the_folder_follows_from_the_command() -> None:
 def test_a_search_leaves_its_jobs_to_the_sweeper() -> None:
     found = planned("hparams_search=optuna", "method=dino_like,byol_like")
     assert found.jobs is None
-    assert found.swept == ["teacher.momentum", "optimizer.lr", "method"]
-    assert planned("hparams_search=optuna", "teacher.momentum=0.9").swept == ["optimizer.lr"]
+    assert found.swept == [*FOUR, "method"]
+    assert planned("hparams_search=optuna", "teacher.momentum=0.9").swept == FOUR[1:]
+
+
+@pytest.mark.parametrize("name", ["optuna", "mission"])
+@pytest.mark.parametrize(
+    ("given", "left_out"),
+    [
+        ("method=dino_like", set()),
+        ("objective=none", {"objective.contrastive.temperature"}),
+        ("teacher=none", {"teacher.momentum"}),
+        ("method=simsiam_like", {"teacher.momentum"}),
+        ("teacher=ema,none", set()),
+    ],
+)
+def test_ranges_of_what_is_not_there_are_left_out(name: str, given: str, left_out: set[str]) -> None:
+    swept = planned(f"hparams_search={name}", given).swept
+    assert [key for key in swept if key in FOUR] == [key for key in FOUR if key not in left_out]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +128,8 @@ def test_the_search_ranges_are_the_typical_ones() -> None:
     assert params == {
         "teacher.momentum": "interval(0.99, 0.9999)",
         "optimizer.lr": "tag(log, interval(1.0e-4, 1.0e-3))",
+        "objective.contrastive.temperature": "tag(log, interval(0.1, 1.0))",
+        "objective.weight": "tag(log, interval(0.5, 2.0))",
     }
     callbacks = check("train", ["hparams_search=optuna", "run_dir=sweep/003"]).plain["callbacks"]
     assert callbacks["collapse_monitor"]["action"] == "stop"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -79,6 +79,8 @@ class CollapseMonitor(L.Callback):
     Raises:
         ValueError: a setting out of range, or ``rollback`` with a sharded model.
     """
+
+    logs: ClassVar[tuple[str, ...]] = ("monitor/*",)
 
     def __init__(
         self,

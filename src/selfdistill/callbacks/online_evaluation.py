@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -40,6 +40,8 @@ class OnlineKNN(L.Callback):
     Raises:
         ValueError: a count below 1, or a module without ``embed`` where none is given.
     """
+
+    logs: ClassVar[tuple[str, ...]] = ("val/knn",)
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -42,6 +42,8 @@ class OnlineProbe(L.Callback):
     Raises:
         ValueError: a setting out of its range; labels that ``classes`` does not cover.
     """
+
+    logs: ClassVar[tuple[str, ...]] = ("train/probe", "val/probe")
 
     def __init__(
         self,

@@ -12,20 +12,18 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from selfdistill.config.errors import UserError, nearest, shown
+from selfdistill.config.errors import UserError, shown
+from selfdistill.config.hints import explain, first_line, missing, refused
+from selfdistill.config.overrides import CONF, check_overrides, split, without_nulls
 from selfdistill.config.quoting import searched
 from selfdistill.config.ranges import check_values, flatten, rule_of, untypical
 from selfdistill.config.schema import check_keys
-from selfdistill.config.signatures import signature
 from selfdistill.config.unread import BESIDE, check_read
-
-CONF = Path(__file__).parents[1] / "conf"
 
 
 @dataclass
@@ -43,13 +41,14 @@ def check(config_name: str, overrides: Sequence[str], *, search_path: Sequence[s
     Raises:
         UserError: what the user gave cannot work.
     """
-    given = list(overrides)
+    given = without_nulls(config_name, overrides)
+    check_overrides(given)
     if search_path:
         given.append(searched(search_path))
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
         config = _compose(config_name, given)
-        values, groups = _split(given)
+        values, groups = split(given)
         shipped = tuple(text for group, text in groups if _shipped(group, text))
         # where nothing is the user's own the composed configuration is its own reference: composing takes long
         reference = _stated(config) if len(shipped) == len(given) else _reference(conf, config_name, shipped)
@@ -111,7 +110,7 @@ def resolved(config: DictConfig) -> dict[str, Any]:
             f"{error.full_key}: it takes {wanted}, which is not there; choose {wanted.split('.')[0]}=…"
         ) from None
     except OmegaConfBaseException as error:
-        raise UserError(f"config: {_first_line(error)}") from None
+        raise UserError(f"config: {first_line(error)}") from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
@@ -141,96 +140,13 @@ def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
     try:
         return compose(config_name, overrides=list(overrides))
     except MissingConfigException as error:
-        raise UserError(_missing(error)) from None
+        raise UserError(missing(error)) from None
     except HydraException as error:
-        raise UserError(_explain(config_name, overrides, error)) from None
+        raise UserError(explain(config_name, overrides, error)) from None
     except (YAMLError, OSError) as error:
         raise UserError(f"config: a file is not readable as key: value ({' '.join(str(error).split())})") from None
     except (ValueError, OmegaConfBaseException) as error:  # a group without a choice; a value that its key refuses
-        raise UserError(_refused(overrides, error)) from None
-
-
-def _paths(tree: Any, prefix: str = "") -> list[str]:
-    """Every key of nested mappings and lists, inner ones too, that a user may mean."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    return [p for k, v in items if not str(k).startswith("_") for p in (f"{prefix}{k}", *_paths(v, f"{prefix}{k}."))]
-
-
-def _missing(error: MissingConfigException) -> str:
-    text = str(error)
-    found = re.search(r"Could not (?:find|load) '([^']+)'", text)
-    name = error.missing_cfg_file or (found.group(1) if found else "")
-    group, _, choice = str(name).rpartition("/")
-    options = list(error.options or [])
-    if not options:
-        return f"config: {_first_line(error)}"
-    return f"{group}: {choice!r} given, allowed is {', '.join(options)}{nearest(choice, options)}"
-
-
-def _refused(overrides: Sequence[str], error: Exception) -> str:
-    for group, text in _split(overrides)[1]:
-        value = text.partition("=")[2]
-        allowed = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
-        if allowed and not value.startswith("[") and value not in allowed:
-            return f"{group}: {value or 'nothing'} given, allowed is {', '.join(allowed)}"
-    return f"config: {' '.join(str(error).split())}"
-
-
-def _explain(config_name: str, overrides: Sequence[str], error: HydraException) -> str:
-    text = str(error)
-    key = re.search(r"Could not override '([^']+)'", text)
-    if key:
-        wanted = key.group(1)
-        groups = [text for _, text in _split([o for o in overrides if not o.startswith(wanted)])[1]]
-        try:
-            config = OmegaConf.to_container(compose(config_name, groups), resolve=False)
-        except (HydraException, OmegaConfBaseException):  # the mistake stands in a file
-            hint = "; a file that overrides groups begins with the line: # @package _global_" if "@" in wanted else ""
-            return f"config: {_first_line(error)}{hint}"
-        if wanted.startswith("hydra"):
-            return (
-                f"{wanted}: no such key of Hydra's; hydra.run.dir, hydra.sweep.dir and hydra.verbose are; --hydra-help"
-            )
-        known = [*_paths(config), *(folder.name for folder in CONF.iterdir() if folder.is_dir())]
-        if wanted in known:
-            return f"{wanted}: a mapping takes its entries one by one: +{wanted}.<name>=<value>"
-        parent, _, name = wanted.rpartition(".")
-        holder = OmegaConf.select(OmegaConf.create(config), parent or "\0")
-        found = signature(str(holder.get("_target_"))) if OmegaConf.is_dict(holder) else None
-        if found and name in found.parameters:
-            return f"{wanted}: not stated here; +{wanted}=<value> gives it"
-        if holder == {}:
-            return f"{wanted}: a new entry of a mapping is written with a plus: +{wanted}=<value>"
-        return f"{wanted}: no such key{nearest(wanted, known)}; all keys: --cfg job"
-    for group, given in _split(overrides)[1] if "resolving interpolation" in text else ():
-        if given.partition("=")[2].startswith("["):
-            allowed = ", ".join(sorted(file.stem for file in (CONF / group).glob("*.yaml")))
-            return f"{group}: {given.partition('=')[2]} given, allowed is one of {allowed}; several are a sweep with -m"
-    if (
-        "mismatched input" in text
-        or "LexerNoViableAlt" in text
-        or "token recognition" in text
-        or "no viable alternative" in text
-    ):
-        line = _first_line(error).removeprefix("LexerNoViableAltException: ")
-        return f"{line}: put the value in quotes inside the argument: 'key=\"value\"'"
-    if "Ambiguous value" in text:
-        return f"{_first_line(error)}: several values are a sweep with -m, or a list in brackets: key=[a,b]"
-    if "Error parsing override" in text:
-        return f"{_first_line(error)}: give key=value"
-    return _first_line(error)
-
-
-def _split(overrides: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Keys that are given values, and (group, override) of those that choose one."""
-    values, groups = [], []
-    for text, parsed in zip(overrides, OverridesParser.create().parse_overrides(list(overrides)), strict=True):
-        key = parsed.key_or_group.lstrip("+~")
-        if (CONF / key).is_dir() or key.startswith("hydra"):
-            groups.append((key, text))
-        else:
-            values.append(key)
-    return values, groups
+        raise UserError(refused(overrides, error)) from None
 
 
 def _shipped(group: str, text: str) -> bool:
@@ -252,7 +168,3 @@ def _stated(config: DictConfig) -> dict[str, Any]:
         plain = OmegaConf.to_container(config, resolve=False)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split("\n")[0].split())

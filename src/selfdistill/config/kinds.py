@@ -6,6 +6,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from selfdistill.clock import ALLOWED, ALLOWED_PERIOD, check_duration, check_period
 from selfdistill.config.signatures import Parameter, Source, within
 
 
@@ -44,6 +45,8 @@ class Kind:
                 return made or (isinstance(value, dict) and all(allows(self.inner[0], v) for v in value.values()))
             case "object":
                 return made
+            case "Duration" | "Period":
+                return _is_length(value, period=self.name == "Period")
         return True
 
     def __str__(self) -> str:
@@ -75,6 +78,8 @@ _WORDS = {
     "float": "a number",
     "str": "text",
     "any": "anything",
+    "Duration": ALLOWED,
+    "Period": ALLOWED_PERIOD,
 }
 _PLAIN = {"int": "int", "float": "float", "bool": "bool", "str": "str", "Path": "str", "None": "null"}
 _LISTS = {"Sequence", "list", "List", "Iterable", "set", "frozenset", "Collection"}
@@ -143,9 +148,21 @@ def _named(name: str, source: Source) -> Iterator[Kind]:
     found = within(source, name.split(".")) if source.name.split(".")[0] == "selfdistill" else None
     if found is None:
         yield Kind("any")
+    elif found[0].name == "selfdistill.clock" and name in ("Duration", "Period"):
+        yield Kind(name)
     elif isinstance(found[1], ast.ClassDef):
         yield Kind("object", values=(name,))
     elif isinstance(found[1], ast.Assign | ast.AnnAssign) and found[1].value is not None:
         yield from _kinds(found[1].value, found[0])
     else:
         yield Kind("any")
+
+
+def _is_length(value: object, *, period: bool) -> bool:
+    if not isinstance(value, int | float | str):
+        return False
+    try:
+        (check_period if period else check_duration)("", value)
+    except ValueError:
+        return False
+    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +14,22 @@ from selfdistill.config.sharded import check_sharded
 
 @dataclass(frozen=True)
 class Range:
-    """Allowed values of a number, with the mission's typical range inside it."""
+    """Allowed values of a number, with the mission's typical range inside it; of a ``share``, a float is at most 1."""
 
     low: float | None = None
     high: float | None = None
     open_low: bool = False
     whole: bool = False
+    share: bool = False
     typical: tuple[float, float] | None = None
     also: tuple[int | None, ...] = ()
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
         others = "".join(f", or {'null' if value is None else value}" for value in self.also)
+        if self.share:
+            share, least = ("above 0.0 and up to 1.0", 1) if self.open_low else ("from 0.0 to 1.0", 0)
+            return f"a share {share}, or a whole number of at least {least}{others}"
         if self.low is not None and self.high is not None:
             return f"{kind} from {self.low} to {self.high}{others}"
         if self.low is not None:
@@ -39,6 +43,8 @@ class Range:
             return False
         if self.whole and not isinstance(value, int):
             return False
+        if self.share and isinstance(value, float) and value > 1:
+            return False
         if isinstance(value, float) and not math.isfinite(value):
             return False
         if self.low is not None and (value < self.low or (self.open_low and value == self.low)):
@@ -51,8 +57,8 @@ _TYPICAL_LR = (1e-4, 1e-3)
 _TYPICAL_TEMPERATURE = (0.1, 1.0)
 _TYPICAL_WEIGHT = (0.5, 2.0)
 
-# The key's full path, as a pattern; values that are null or not plain numbers where a schedule may stand
-# are left to the constructors.
+# The key's full path, as a pattern, an element of a list by its place; values that are null or not plain numbers where
+# a schedule may stand are left to the constructors.
 RULES: dict[str, Range] = {
     r"teacher\.momentum": Range(0, 1, typical=_TYPICAL_MOMENTUM),
     r"teacher\.momentum_end": Range(0, 1, also=(None,)),
@@ -63,6 +69,7 @@ RULES: dict[str, Range] = {
     r"optimizer\.layer_decay": Range(0, 1, open_low=True),
     r"optimizer\.reference_batch": Range(1, whole=True),
     r"optimizer\.clip": Range(0, open_low=True, also=(None,)),
+    r"method\.heads\.\d+\.\w+_dim": Range(1, whole=True, also=(None,)),
     r"method\.(\w+_dim|(patch_)?prototypes|predictor_(width|depth|heads)|top_k)": Range(1, whole=True, also=(None,)),
     r"method\.(projector_layers|sinkhorn_iterations)": Range(1, whole=True),
     r"method\.queue_length": Range(0, whole=True),
@@ -73,9 +80,13 @@ RULES: dict[str, Range] = {
     r"data\.(batch_size|eval_batch_size)": Range(1, whole=True),
     r"data\.num_workers": Range(0, whole=True),
     r"data\.limit": Range(1, whole=True, also=(None,)),
+    r"data\.labelled": Range(0, open_low=True, share=True, also=(None,)),
     r"student\.noise": Range(0),
     r"backbone\.drop_path": Range(0, 0.99),
-    r"evaluation\.(k|draws)": Range(1, whole=True),
+    r"(evaluation|protocol\.\w+)\.(k|draws|fraction_draws|epochs|batch_size|max_iter|most)": Range(1, whole=True),
+    r"(evaluation|protocol\.\w+)\.(shots|ks)\.\d+": Range(1, whole=True),
+    r"protocol\.\w+\.fractions\.\d+": Range(0, 1, open_low=True),
+    r"protocol\.\w+\.temperatures\.\d+": Range(0, open_low=True),
     r"evaluation\.temperature": Range(0, open_low=True),
     r"callbacks\.collapse_monitor\.(every|patience|rollbacks)": Range(1, whole=True),
     r"callbacks\.collapse_monitor\.rows": Range(2, whole=True),
@@ -83,8 +94,11 @@ RULES: dict[str, Range] = {
     r"callbacks\.collapse_monitor\.thresholds\.[a-z]\w*": Range(0),
     r"seed": Range(0, 2**32 - 1, whole=True),
     r"trainer\.(max_epochs|max_steps)": Range(1, whole=True, also=(-1, None)),
+    r"trainer\.limit_train_batches": Range(0, open_low=True, share=True, also=(None,)),
+    r"trainer\.limit_(val|test|predict)_batches": Range(0, share=True, also=(None,)),
     r"trainer\.accumulate_grad_batches": Range(1, whole=True),
     r"trainer\.(log_every_n_steps|check_val_every_n_epoch)": Range(1, whole=True),
+    r"images": Range(1, whole=True),
 }
 
 # Texts that are one of a few.
@@ -97,13 +111,14 @@ def check_values(plain: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming the key, the value and what is allowed.
     """
-    for path, value in flatten(plain):
+    for path, value in _with_elements(flatten(plain)):
         if path in CHOICES and value not in CHOICES[path]:
             raise UserError(f"{path}: {shown(value)} given, allowed is {' or '.join(CHOICES[path])}")
         rule = rule_of(path)
-        if rule is None or isinstance(value, dict):
-            continue
-        if not rule.allows(value):
+        if rule is not None and not isinstance(value, dict) and not rule.allows(value):
+            key, _, place = path.rpartition(".")
+            if place.isdigit():
+                raise UserError(f"{key}: {shown(value)} given, allowed in it is {rule}")
             raise UserError(f"{path}: {shown(value)} given, allowed is {rule}")
     check_sharded(plain)
 
@@ -141,6 +156,15 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from flatten(value, f"{path}.")
         else:
             yield path, value
+
+
+def _with_elements(leaves: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """``leaves``, and those of lists by their place."""
+    for path, value in leaves:
+        yield path, value
+        if isinstance(value, list):
+            places = {f"{path}.{place}": item for place, item in enumerate(value)}
+            yield from _with_elements(flatten(places))
 
 
 def rule_of(path: str) -> Range | None:

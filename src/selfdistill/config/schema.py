@@ -11,19 +11,19 @@ import difflib
 import re
 from collections.abc import Collection, Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from selfdistill.config.errors import UserError, nearest, shown
+from selfdistill.config.hints import elsewhere
 from selfdistill.config.kinds import Kind, Kinds, allows, described, kinds_of
+from selfdistill.config.overrides import CONF, choices
 from selfdistill.config.ranges import flatten, rule_of
 from selfdistill.config.signatures import Signature, find, signature
 from selfdistill.config.unread import BESIDE, HYDRA, used
 
-_CONF = Path(__file__).parents[1] / "conf"
 # Arguments that other groups give: a value here would be overwritten.
 _GIVEN: dict[str, dict[str, str]] = {
     "method": {
@@ -66,7 +66,7 @@ def check_keys(
     """
     for key in mandatory:
         if key not in plain or key in removed or (plain[key] is None and isinstance(reference.get(key), Mapping)):
-            what = f"give {key}=<name>, of {', '.join(choices)}" if (choices := _choices(key)) else "leave it as it is"
+            what = f"give {key}=<name>, of {', '.join(named)}" if (named := choices(key)) else "leave it as it is"
             raise UserError(f"{key}: taken away or null, but it is read; {what}")
     _mapping("", plain, reference, _Composed(config, [path for path, _ in flatten(plain)]))
 
@@ -83,7 +83,7 @@ class _Composed:
             return UserError(f"{path}: the file has to begin with the line '# @package _global_', or nothing reads it")
         prefix = path.rpartition(".")[0]
         siblings = [f"{prefix}.{name}" if prefix else name for name in beside]
-        near = nearest(path, siblings) or nearest(path, [p for p in self.known if p != path])
+        near = elsewhere(path) or nearest(path, siblings) or nearest(path, [p for p in self.known if p != path])
         return UserError(f"{path}: no such key{near}; all keys: --cfg job")
 
 
@@ -222,10 +222,6 @@ def _returned(value: Any) -> bool:
 @cache
 def _noted() -> set[str]:
     """Keys of ``scale`` and ``method.paper`` that a file of the package names, and the batch, for the record."""
-    texts = [file.read_text(encoding="utf-8") for file in _CONF.rglob("*.yaml")]
+    texts = [file.read_text(encoding="utf-8") for file in CONF.rglob("*.yaml")]
     found = {name for text in texts for name in re.findall(r"((?:scale|method\.paper)(?:\.\w+)+)", text)}
     return found | {name.rpartition(".")[0] for name in found} | {"method.paper.batch_size"}
-
-
-def _choices(group: str) -> list[str]:
-    return sorted(file.stem for file in (_CONF / group).glob("*.yaml"))

@@ -36,12 +36,14 @@ class Backbone(nn.Module, ABC):
         has_tokens: whether patch tokens exist, so that masks, ``keep`` and patch targets can be used.
         recomputes: whether activations are computed again for the backward pass.
         depth: number of blocks (or stages) that ``layers`` can index.
+        ignores: arguments of ``build_backbone`` that say nothing to this network.
     """
 
     dim: int
     has_tokens: bool = False
     recomputes: bool = False
     depth: int = 0
+    ignores: frozenset[str] = frozenset()
 
     @abstractmethod
     def forward(

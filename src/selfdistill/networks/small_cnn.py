@@ -27,6 +27,8 @@ class SmallCNN(Backbone):
         widths: output channels of the stages; the last one is ``dim``.
     """
 
+    ignores = frozenset({"image_size", "patch_size", "small_stem", "drop_path", "pretrained"})
+
     def __init__(self, channels: int = 3, widths: Sequence[int] = (32, 64, 128, 256)) -> None:
         super().__init__()
         inputs = (channels, *widths[:-1])

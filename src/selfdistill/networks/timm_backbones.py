@@ -22,6 +22,7 @@ class TimmViT(Backbone):
     """A timm ``VisionTransformer`` with masking, token dropping and intermediate outputs."""
 
     has_tokens = True
+    ignores = frozenset({"small_stem"})
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -88,6 +89,7 @@ class TimmBackbone(Backbone):
         # head_hidden_size differs from num_features where the pooled features pass a pre-logits layer
         self.dim = int(getattr(network, "head_hidden_size", None) or network.num_features)
         self.depth = len(getattr(network, "feature_info", ()) or ())
+        self.ignores = frozenset({"image_size", "patch_size"} | (set() if _has_stem(network) else {"small_stem"}))
 
     def checkpoint_activations(self, on: bool = True) -> None:
         try:
@@ -187,7 +189,9 @@ def _build(
         )
         with torch.no_grad():
             small.pos_embed[:, small.num_prefix_tokens :].copy_(sincos_2d(128, small.patch_embed.grid_size))
-        return TimmViT(small)
+        vit = TimmViT(small)
+        vit.ignores |= {"pretrained"}
+        return vit
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, ["small_cnn", "small_vit", *timm.list_models()], n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
@@ -211,11 +215,16 @@ def _build(
             f"backbone.pretrained: the weights of {name!r} could not be loaded "
             f"({type(error).__name__}); set backbone.pretrained=false or connect to the network"
         ) from None
-    if small_stem and hasattr(model, "maxpool") and isinstance(getattr(model, "conv1", None), nn.Conv2d):
+    if small_stem and _has_stem(model):
         model.conv1 = nn.Conv2d(channels, model.conv1.out_channels, 3, stride=1, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
     return TimmViT(model) if isinstance(model, VisionTransformer) else TimmBackbone(model)
+
+
+def _has_stem(model: nn.Module) -> bool:
+    """Whether it begins as a ResNet does, so that it can begin as one for small images."""
+    return hasattr(model, "maxpool") and isinstance(getattr(model, "conv1", None), nn.Conv2d)
 
 
 def _timm_class(name: str) -> type:

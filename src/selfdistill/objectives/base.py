@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from selfdistill.methods import Outputs, SelfDistillModule
     from selfdistill.views import Views
 
-Need = Literal["projections", "teacher", "tokens", "masks"]
+Need = Literal["projections", "teacher", "tokens", "masks", "labels"]
 Coupling = Literal[
     "in-batch negatives",
     "Sinkhorn",
@@ -37,7 +37,8 @@ class Objective(nn.Module, ABC):
     """The objective's name in ``objective=``, for error messages."""
 
     needs: ClassVar[frozenset[Need]] = frozenset()
-    """What there must be: a projection of each view, a teacher, patch tokens (in both networks), masks in the views."""
+    """What there must be: a projection of each view, a teacher, patch tokens (in both networks), masks or labels in the
+    views."""
 
     couples: ClassVar[Coupling | None] = None
     """What couples the images of a batch in its terms; None for means over images."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfdistill.objectives.base import Coupling, Objective, mean_where
+from selfdistill.objectives.base import Coupling, Need, Objective, mean_where
 
 if TYPE_CHECKING:
     from selfdistill.methods import Outputs, SelfDistillModule
@@ -26,6 +26,7 @@ class Supervised(Objective):
     """
 
     name: ClassVar[str] = "supervised"
+    needs: ClassVar[frozenset[Need]] = frozenset({"labels"})
     couples: ClassVar[Coupling | None] = "numbers of labelled images"
     over_ranks: ClassVar[bool] = True
 

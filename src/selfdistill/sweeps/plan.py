@@ -16,9 +16,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from selfdistill.config import CONF, Checked, UserError, check
+from selfdistill.config import CONF, Checked, UserError, check, flatten
 from selfdistill.config.quoting import searched
 
 _LAUNCHING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
@@ -90,6 +90,11 @@ def plan(arguments: Namespace, config_name: str) -> Plan:
             ]
             settings = _launching(choosers, search_path)
             params = parser.parse_overrides([f"{k}={v}" for k, v in (settings.sweeper.get("params") or {}).items()])
+            if params:
+                chosen = [o.input_line for o in given if (CONF / o.key_or_group).is_dir() and not o.is_sweep_override()]
+                there = _keys([text for text in chosen if text not in choosers], choosers, search_path)
+                # ranges of a file hold for what there is
+                params = [o for o in params if o.is_add() or o.key_or_group in there]
             # the command's value of a key stands for the one of the configuration
             mine = {o.key_or_group: o for o in (*params, *given) if not o.input_line.startswith(_LAUNCHING)}
             varied = {key: o for key, o in mine.items() if o.is_sweep_override()}
@@ -163,6 +168,14 @@ def _launching(choosers: list[str], search_path: list[str]) -> DictConfig:
         raise UserError(
             f"{missing}: {said}; pip install 'selfdistill[sweeps]' brings optuna, joblib, submitit"
         ) from None
+
+
+def _keys(groups: list[str], choosers: list[str], search_path: list[str]) -> set[str]:
+    """The keys that there are under these choices."""
+    path = [searched(search_path)] if search_path else []
+    plain = OmegaConf.to_container(compose("train", overrides=[*choosers, *groups, *path]), resolve=False)
+    assert isinstance(plain, dict)
+    return {key for key, _ in flatten({str(name): value for name, value in plain.items()})}
 
 
 def _name(swept: list[str], command: list[str]) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 from selfdistill.schedules import (
     ConstantSchedule,
     Duration,
+    Period,
     RunningMeanSchedule,
     Schedule,
     Shape,
@@ -95,7 +96,7 @@ class TeacherPolicy:
     @classmethod
     def snapshot(
         cls,
-        every: Duration,
+        every: Period,
         *,
         mode: Literal["train", "eval"] = "eval",
         buffers: Buffers | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import lightning as L
 from torch import nn
@@ -41,6 +41,8 @@ class TeacherUpdate(L.Callback):
         momentum: number or schedule; None takes the module's own ``teacher_policy``.
         buffers: what happens to float buffers where ``momentum`` is given here.
     """
+
+    logs: ClassVar[tuple[str, ...]] = ("teacher/momentum",)
 
     def __init__(
         self,

@@ -77,9 +77,7 @@ class Augment:
             if limits is not None:
                 object.__setattr__(self, name, _limits(name, limits, high))
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"views: interpolation={self.interpolation!r} is not known; allowed: {', '.join(INTERPOLATIONS)}"
-            )
+            raise ValueError(f"interpolation: {self.interpolation!r} given, allowed is {' or '.join(INTERPOLATIONS)}")
 
     @property
     def warps(self) -> bool:
@@ -106,7 +104,7 @@ class CropSpec:
         _require("count", self.count, 1, float("inf"))
         unknown = [role for role in self.roles if role not in ROLES]
         if unknown or not self.roles:
-            raise ValueError(f"views: roles={list(self.roles)}; give at least one of {', '.join(ROLES)}")
+            raise ValueError(f"roles: {list(self.roles)} given, allowed is at least one of {', '.join(ROLES)}")
         object.__setattr__(self, "roles", frozenset(self.roles))
 
 
@@ -161,12 +159,12 @@ class ViewRecipe:
 
 def _require(name: str, value: Any, low: float, high: float) -> None:
     if not low <= value <= high:
-        allowed = f"in [{low}, {high}]" if high != float("inf") else f"at least {low}"
-        raise ValueError(f"views: {name}={value} is not allowed; it must be {allowed}")
+        allowed = f"{low} to {high}" if high != float("inf") else f"{low} or more"
+        raise ValueError(f"{name}: {value} given, allowed is {allowed}")
 
 
 def _limits(name: str, limits: Sequence[float], high: float | None) -> tuple[float, float]:
     if len(limits) != 2 or not 0 < limits[0] <= limits[1] or (high is not None and limits[1] > high):
         bound = "" if high is None else f" <= {high}"
-        raise ValueError(f"views: {name}={list(limits)} is not allowed; give [low, high] with 0 < low <= high{bound}")
+        raise ValueError(f"{name}: {list(limits)} given, allowed is [low, high] with 0 < low <= high{bound}")
     return float(limits[0]), float(limits[1])
