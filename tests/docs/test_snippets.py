@@ -1,9 +1,10 @@
 """Every command and snippet on the site and in the README.
 
 A command of ours is composed and checked, those titled "not run here" by the slow tests. Where it has no such title and
-needs nothing that a reader has to fill in (`<…>`), the slow tests run it, cut short by debug=fast. Other commands are
-checked for what they name; one of no known kind fails. Python is run, a page from top to bottom, with a `dataset` at
-hand and a Trainer that stops after a batch; blocks that are a file (its name stands above) are written for commands.
+needs nothing that a reader has to fill in (`<…>`), the slow tests run it, cut short by debug=fast (what takes a run is
+run in test_commands_after_a_run.py). Other commands are checked for what they name; one of no known kind fails. Python
+is run, a page from top to bottom, with a `dataset` at hand and a Trainer that stops after a batch; blocks that are a
+file (its name stands above) are written for commands.
 """
 
 from __future__ import annotations
@@ -11,12 +12,10 @@ from __future__ import annotations
 import functools
 import os
 import re
-import shlex
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import lightning as L
 import pytest
 import torch
 import wandb
+from documented import COMMANDS, OURS, PRINTS, Command, overrides_of
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from read_pages import ROOT, Block, blocks
 
@@ -31,54 +31,6 @@ from selfdistill.config import UserError, check
 from selfdistill.preview import preview
 from selfdistill.runner import fit
 
-# <what the reader fills in>, or … in the place of a value
-_PLACEHOLDER = re.compile(r"[\w./-]*<[^<>\n]+>|(?<==)…")
-_OURS = re.compile(r"(?:(?:python|torchrun [^|]*?) -m src\.|selfdistill-)(\w+)")
-# Hydra's own flags, which print something instead of running
-_PRINTS = re.compile(r" --(?:info|shell-completion|config-path)\b")
-
-
-@dataclass(frozen=True)
-class Command:
-    """A line of a shell block."""
-
-    text: str
-    where: str
-    run: bool
-    titled: bool
-
-    @property
-    def ours(self) -> str | None:
-        """The name of our command, if it is one."""
-        found = _OURS.match(self.text)
-        return found[1] if found else None
-
-    def words(self, filled: Path) -> list[str]:
-        """As the shell splits it, with what the reader fills in."""
-        return shlex.split(_PLACEHOLDER.sub(str(filled), self.text).replace(" … ", " "), comments=True)
-
-    def arguments(self, filled: Path) -> list[str]:
-        """What one of ours is given; a folder of images that is named is there."""
-        words = self.words(filled)
-        start = next(i for i, word in enumerate(words) if word.startswith(("src.", "selfdistill-")))
-        root = re.compile(r"data\.root=(?!\w+://).*")
-        return [root.sub(f"data.root={filled}", word) for word in words[start + 1 :]]
-
-
-def _commands() -> list[Command]:
-    found: dict[str, Command] = {}
-    for block in blocks("bash"):
-        for line in block.text.replace("\\\n", " ").splitlines():
-            text = re.sub(r"(^|\s+)#.*", "", line.strip()).removeprefix("srun ")
-            if text:
-                run = block.run and not line.startswith(("srun ", "torchrun ")) and not re.search("<.+>|…", text)
-                found.setdefault(text, Command(text, f"{block.page}:{block.line}", run, not block.run))
-    return list(found.values())
-
-
-COMMANDS = _commands()
-OURS = [command for command in COMMANDS if command.ours and not _PRINTS.search(command.text)]
-FLAGS = {"--help", "--cfg", "job", "--resolve", "-m"}
 # run in this process: no flag that prints, no further processes, no images of the reader's
 _ALONE = re.compile(r" --(?:help|cfg)\b| trainer=| data\.root=")
 RUN = [c for c in OURS if c.run and c.ours in ("train", "preview") and not _ALONE.search(c.text)]
@@ -94,20 +46,6 @@ def filled(tmp_path: Path) -> Path:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     return tmp_path
-
-
-def _overrides(words: list[str], written: Path) -> tuple[list[str], list[str]]:
-    """Overrides of a command, and where it finds further configurations."""
-    rest, folders = [], []
-    remaining = iter(words)
-    for word in remaining:
-        if word == "--config-dir":
-            folders.append(f"file://{written / next(remaining)}")
-        elif word == "-p":
-            next(remaining)
-        elif word not in FLAGS:
-            rest.append(word)
-    return rest, folders
 
 
 SLOW = {False: (), True: pytest.mark.slow}
@@ -133,7 +71,7 @@ def _jobs(overrides: list[str]) -> list[list[str]]:
 def test_our_commands_compose_and_pass_the_check(command: Command, filled: Path, written: Path) -> None:
     assert command.ours
     words = command.arguments(filled)
-    overrides, folders = _overrides(words, written)
+    overrides, folders = overrides_of(words, written)
     for job in _jobs(overrides) if "-m" in words else [overrides]:
         check(command.ours, job, search_path=folders)
 
@@ -152,7 +90,7 @@ def test_other_commands_name_what_is_there(command: Command, filled: Path) -> No
             makefile = (ROOT / "Makefile").read_text()
             for target in targets:
                 assert "=" in target or re.search(rf"^{target}:", makefile, re.MULTILINE), target
-        case [word, *_] if re.match(r"if$|exit$|export$|eval$|\w+=", word) or _PRINTS.search(command.text):
+        case [word, *_] if re.match(r"if$|exit$|export$|eval$|\w+=", word) or PRINTS.search(command.text):
             pass
         case ["source", ".venv/bin/activate"] | ["wandb", "login" | "sync", *_] | ["mkdocs", "serve" | "build", *_]:
             pass
@@ -217,7 +155,7 @@ def test_our_commands_run(
 ) -> None:
     assert command.ours
     words = command.arguments(tmp_path)
-    overrides, folders = _overrides(words, written)
+    overrides, folders = overrides_of(words, written)
     overrides = _jobs(overrides)[0] if "-m" in words else overrides
     monkeypatch.syspath_prepend(str(written))
     if command.ours == "preview":
