@@ -1,4 +1,7 @@
-"""LightningCLI: ``python lightning_cli.py fit --model.width 32 --trainer.max_epochs 1``."""
+"""LightningCLI: ``python lightning_cli.py fit --model.width 32 --trainer.max_epochs 1``.
+
+It needs ``pip install 'selfdistill[lightning-cli]'``.
+"""
 
 import torch
 from lightning.pytorch.cli import LightningCLI

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -119,3 +120,16 @@ def test_a_figure_is_logged_and_shown_as_new_only_where_it_was_measured(
     shown = [re.findall(r"k-NN [\d.]+(.*)  \d+ s", line)[0] for line in capsys.readouterr().out.splitlines()]
     assert shown == ["", " (step 2)", "", " (step 8)", " (step 8)", "", ""]
     assert knn.state_dict()["measured_at"] == 20
+
+
+def test_a_run_that_goes_on_within_an_epoch_names_the_step_of_the_figure_before(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    knn, lines = OnlineKNN(), EpochLines()
+    knn.load_state_dict({"accuracy": 0.5, "measured_at": 2})
+    trainer: Any = SimpleNamespace(
+        global_step=8, max_epochs=5, current_epoch=2, callback_metrics={"val/knn": 0.5}, callbacks=[knn, lines]
+    )
+    lines.on_train_start(trainer, Foreign())
+    lines.on_train_epoch_end(trainer, Foreign())
+    assert "k-NN 0.5 (step 2)" in capsys.readouterr().out

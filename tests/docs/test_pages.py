@@ -198,6 +198,15 @@ def resolve(name: str) -> Any:
     raise AssertionError(name)
 
 
+def test_extras_that_are_named_are_there_and_each_is_named() -> None:
+    extras = tomllib.loads(raw(ROOT / "pyproject.toml"))["project"]["optional-dependencies"]
+    code = [path for folder in ("src", "conf", "examples") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    texts = [raw(path) for path in [*pages(), *code, ROOT / "Makefile"] if path.suffix in (".md", ".py", ".yaml", "")]
+    found = {name for text in texts for name in re.findall(r"(?:selfdistill|\.)\[([\w,-]+)\]'", text)}
+    assert found <= set(extras)
+    assert {"onnx", "lightning-cli", "shards", "sweeps"} <= found
+
+
 def test_the_citation_is_of_this_version() -> None:
     cited = yaml.safe_load(raw(ROOT / "CITATION.cff"))
     assert cited["version"] == __version__ == tomllib.loads(raw(ROOT / "pyproject.toml"))["project"]["version"]
