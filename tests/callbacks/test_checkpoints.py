@@ -107,6 +107,18 @@ def test_asked_to_end_behind_a_save_the_one_before_stays(tmp_path: Path) -> None
     assert steps == [8, 4]
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_signals_mean_afterwards_what_they_meant_before(asked: bool, tmp_path: Path) -> None:
+    """SIGTERM ends a process that has trained, its figures' part too."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    also = (*([Asked()] if asked else []), GracefulInterrupt(tmp_path / "last.ckpt"))
+    try:
+        saves(LastCheckpoint(tmp_path), also=also, plugins=[AtomicCheckpointIO()], max_epochs=3)
+    except TrainingInterrupted:
+        assert asked
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
 @pytest.mark.parametrize("name", ["every_n_epochs", "every_n_train_steps"])
 def test_refuses_counts_below_one(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"LastCheckpoint.{name}: 0 given, allowed is 1 or more, or null"):

@@ -111,7 +111,8 @@ class GracefulInterrupt(Checkpoint):
             return False
         return trainer.strategy.reduce_boolean_decision(self._received is not None, all=False)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # not in teardown: by then Lightning has restored what stood there before its own handlers
         self._restore()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
