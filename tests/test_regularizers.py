@@ -62,6 +62,12 @@ def test_koleo_gradient():
     assert torch.autograd.gradcheck(koleo, randn(6, 4, dtype=torch.float64).requires_grad_())
 
 
+def test_koleo_says_that_it_has_no_second_derivative() -> None:
+    features = randn(6, 4).requires_grad_()
+    with pytest.raises(RuntimeError, match="koleo: its gradient has no gradient of its own"):
+        torch.autograd.grad(koleo(features), features, create_graph=True)
+
+
 def test_koleo_descent_pushes_close_points_apart():
     features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [-1.0, 0.0]])
     value, gradient = value_and_gradient(koleo, features)

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 
@@ -34,7 +35,7 @@ def used(compose: Any, overrides: str, folder: Path, *more: L.Callback) -> list[
         ("data.labelled=0.1", "data.labelled: 0.1 given, but nothing learns from labels: choose objective=supervised"),
         ("objective=koleo data.labelled=5", "data.labelled: 5 given"),
         ("views=ibot views.masks.probability=0.3", "views.masks.probability: 0.3 given, but neither the method nor an"),
-        ("backbone.image_size=16", "backbone.image_size: 16 given, but this backbone takes images of any size"),
+        ("backbone.image_size=16", "backbone.image_size: 16 given, but of these backbones only vision transformers"),
         ("backbone=resnet18 backbone.patch_size=2", "backbone.patch_size: 2 given, but this backbone has no patches"),
         ("data.image.patch=4", "data.image.patch: 4 given, but this backbone has no patches"),
         ("data.image.small_stem=false", "data.image.small_stem: false given, but this backbone is no ResNet"),
@@ -78,6 +79,30 @@ def test_what_is_read_passes(overrides: str, tmp_path: Path, compose: Any) -> No
 def test_a_callback_of_others_may_read_and_log_anything(tmp_path: Path, compose: Any) -> None:
     kept = used(compose, "data.labelled=0.1 callbacks.best.monitor=foo", tmp_path, L.Callback())
     assert any(isinstance(callback, ModelCheckpoint) for callback in kept)
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+def test_a_monitor_of_a_file_is_kept_where_another_may_log_it_and_refused_otherwise(
+    foreign: bool, tmp_path: Path, compose: Any
+) -> None:
+    config = compose("callbacks.best.monitor=val/mine")
+    OmegaConf.resolve(config)
+    module, callbacks = build_method(config), build_callbacks(config, tmp_path)
+    if foreign:
+        kept = with_known_monitors([], config, module, [*callbacks, L.Callback()], labelled=True)
+        assert any(isinstance(callback, ModelCheckpoint) for callback in kept)
+        return
+    with pytest.raises(UserError, match=r"callbacks\.best\.monitor: 'val/mine' given, allowed is what is logged"):
+        with_known_monitors([], config, module, callbacks, labelled=True)
+
+
+def test_an_objective_of_others_may_read_labels_and_masks(tmp_path: Path, compose: Any) -> None:
+    config = compose("views=ibot", "views.masks.probability=0.3", "data.labelled=0.1")
+    OmegaConf.resolve(config)
+    module = build_method(config)
+    module.objectives["mine"] = torch.nn.Identity()
+    module.objectives["mine"].__class__ = type("Mine", (torch.nn.Identity,), {"__module__": "mine"})
+    check_used(["views.masks.probability", "data.labelled"], config, module, build_callbacks(config, tmp_path))
 
 
 def test_without_its_figure_the_default_checkpoint_is_left_out(tmp_path: Path, compose: Any) -> None:

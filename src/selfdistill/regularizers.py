@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from selfdistill.distributed import all_reduce_mean_grad, all_reduce_sum, world_size
 
@@ -23,7 +22,7 @@ def koleo(features: Tensor, eps: float = 1e-8) -> Tensor:
 
     Rows are L2-normalised first. −ln 2 for two opposite points, large where points crowd together. Over the
     rows of this rank only, as in DINOv2; do not mix views of one image in a call. Exact duplicates add −log
-    eps and, like zero rows, get no gradient: no direction leads away from a copy.
+    eps and, like zero rows, get no gradient: no direction leads away from a copy. Differentiable once.
 
     Args:
         features: [N, D], N >= 2.
@@ -66,8 +65,9 @@ class _KoLeo(torch.autograd.Function):
         return -(distance_N + eps).log().mean()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("koleo: its gradient has no gradient of its own; leave create_graph=True out")
         unit_ND, nearest_N, difference_ND, slope_N, scale_N1 = ctx.saved_tensors
         pairs_ND = difference_ND * (slope_N * gradient)[:, None]
         g_ND = pairs_ND.index_add(0, nearest_N, pairs_ND, alpha=-1)

@@ -134,9 +134,12 @@ def check_fits(found: Continued, module: SelfDistillModule[Any, Any]) -> None:
         )
 
 
-def longer(trainer: Mapping[str, Any], source: Path) -> str:
-    """The settings with which ``source``, a run or its checkpoint, is trained on; ``trainer`` has those so far."""
-    name = "max_steps" if trainer.get("max_steps", -1) > 0 else "max_epochs"
+def longer(trainer: Mapping[str, Any], source: Path, step: int) -> str:
+    """The settings with which ``source``, a run or its checkpoint, ended at ``step``, is trained on.
+
+    ``trainer`` has those so far.
+    """
+    name = "max_steps" if 0 < trainer.get("max_steps", -1) <= step else "max_epochs"
     return f"ckpt_path={source} trainer.{name}=<more than {trainer[name]}>"
 
 

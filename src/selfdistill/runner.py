@@ -70,9 +70,11 @@ def fit(config: DictConfig) -> float | None:
     folder = Path(config.run_dir or HydraConfig.get().runtime.output_dir)
     quiet()
     if config.ckpt_path == AUTO and (folder / "summary.json").is_file():
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         if is_first():
-            print(f"run: {folder} is finished; to train longer, in another folder: {longer(config.trainer, folder)}")
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))["validation_knn"]
+            more = longer(config.trainer, folder, summary["optimizer_steps"])
+            print(f"run: {folder} is finished; to train longer, in another folder: {more}")
+        return summary["validation_knn"]
     try:
         with clear_errors():
             if config.get("cost_only"):
@@ -155,7 +157,7 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
             tell_unreadable(datamodule.unreadable, folder / "unreadable.txt")
     seconds = time.perf_counter() - started
     if trainer.is_global_zero and continued is not None and trainer.global_step == continued.step:
-        print(f"nothing was left to train; to train longer: {longer(config.trainer, continued.path)}")
+        print(f"nothing was left to train; to train longer: {longer(config.trainer, continued.path, continued.step)}")
 
     last = folder / "checkpoints" / LAST
     if trainer.is_global_zero and continued is not None and not last.exists() and trainer.global_step == continued.step:

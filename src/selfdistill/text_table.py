@@ -18,7 +18,7 @@ def aligned(rows: Sequence[Sequence[str]], header: Sequence[str], *, left: int =
 
 
 def duration(seconds: float) -> str:
-    """Such as ``240 ms``, ``1.83 s``, ``3 min 20 s`` or ``2 h 5 min``; never with an exponent."""
+    """Such as ``240 ms``, ``1.83 s``, ``3 min 20 s`` or ``2 h 5 min``."""
     if 0 < seconds < 0.9995:
         thousandths = 1e3 * seconds
         return f"{thousandths:.3g} ms" if thousandths >= 0.9995 else f"{1e3 * thousandths:.3g} µs"

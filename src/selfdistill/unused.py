@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 
-from selfdistill.callbacks import OnlineProbe
+from selfdistill.callbacks import OnlineKNN, OnlineProbe
 from selfdistill.config import UserError
 from selfdistill.config.errors import nearest, shown
 from selfdistill.data import DataModule
@@ -21,12 +21,14 @@ from selfdistill.methods import SelfDistillModule
 _FOR: tuple[tuple[str, str, str], ...] = (
     (r"data\.labelled", "labels", "nothing learns from labels: choose objective=supervised or callbacks=probe"),
     (r"views\.masks(\..+)?", "masks", "neither the method nor an objective reads masks"),
-    (r"backbone\.image_size", "image_size", "this backbone takes images of any size"),
+    (r"backbone\.image_size", "image_size", "of these backbones only vision transformers are made for one size"),
     (r"(backbone\.patch_size|data\.image\.patch)", "patch_size", "this backbone has no patches"),
     (r"(backbone|data\.image)\.small_stem", "small_stem", "this backbone is no ResNet"),
     (r"backbone\.drop_path", "drop_path", "this backbone has no stochastic depth"),
     (r"backbone\.pretrained", "pretrained", "there are no published weights of this backbone"),
 )
+
+_FIGURES = (*OnlineKNN.logs, *OnlineProbe.logs)
 
 
 def check_used(
@@ -46,6 +48,8 @@ def check_used(
     needs = {need for objective in module.objectives.values() for need in getattr(objective, "needs", ())}
     if module.accepts.masks:
         needs.add("masks")
+    if not all(_ours(objective) for objective in module.objectives.values()):
+        needs |= {"labels", "masks"}
     if any(isinstance(c, OnlineProbe) or not _silent(c) for c in callbacks) or not _ours(module):
         needs.add("labels")
     unread = ({"labels", "masks"} - needs) | module.student.backbone.ignores
@@ -86,7 +90,7 @@ def with_known_monitors(
     """``callbacks`` without checkpoints by a figure that nothing logs here, such as k-NN without labels.
 
     Raises:
-        UserError: the command names a figure that nothing logs.
+        UserError: another figure that nothing logs, or one that the command names.
     """
     names = ["train/*", "optimizer/lr", *(name for c in callbacks for name in getattr(c, "logs", ()))]
     names = [name for name in names if labelled or not name.startswith("val/")]
@@ -94,13 +98,13 @@ def with_known_monitors(
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
         if isinstance(monitor, str) and not any(fnmatch(monitor, name) for name in names):
-            keys = [k for k in given if k.startswith("callbacks.") and k.endswith(".monitor")]
-            key = next((key for key in keys if OmegaConf.select(config, key) == monitor), None)
-            if key and _ours(module) and all(_silent(c) for c in callbacks):
+            stating = (n for n, node in config.callbacks.items() if node and node.get("monitor") == monitor)
+            key = f"callbacks.{next(stating, '<name>')}.monitor"
+            if isinstance(callback, ModelCheckpoint) and monitor in _FIGURES and key not in given:
+                continue
+            if _ours(module) and all(_silent(c) for c in callbacks):
                 near = nearest(monitor, names)
                 raise UserError(f"{key}: {monitor!r} given, allowed is what is logged: {', '.join(names)}{near}")
-            if isinstance(callback, ModelCheckpoint) and key is None:
-                continue
         kept.append(callback)
     return kept
 

@@ -89,6 +89,40 @@ def test_without_a_bank_or_an_embedding(tmp_path: Path) -> None:
         fit(tmp_path, OnlineKNN(bank=DataLoader(split(0, 60))))
 
 
+def test_validating_alone_tells_the_figure(tmp_path: Path) -> None:
+    callback = OnlineKNN(k=7, bank=DataLoader(split(0, 60), batch_size=13), embed=embed)
+    (found,) = bare_trainer(tmp_path, callback).validate(Foreign(), DataLoader(split(1, 50), batch_size=16))
+    assert found == {"val/knn": pytest.approx(callback.accuracy)}
+
+
+class TwoOptimizers(Foreign):
+    """As adversarial methods have them: Lightning's ``global_step`` counts both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:  # type: ignore[override]
+        for optimizer in self.optimizers():
+            optimizer.step()
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("val/other", 1.0)
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(self.net.parameters(), lr=0.0) for _ in range(2)]
+
+
+def test_the_figure_stands_in_the_row_of_its_validation(tmp_path: Path) -> None:
+    callback = OnlineKNN(k=7, bank=DataLoader(split(0, 60), batch_size=13), embed=embed)
+    logger = Rows(tmp_path)
+    trainer = bare_trainer(tmp_path, callback, max_epochs=2, logger=logger)
+    trainer.fit(TwoOptimizers(), DataLoader(split(0, 60), batch_size=20), DataLoader(split(1, 50), batch_size=16))
+    steps = {name: [step for step, row in logger.rows if name in row] for name in ("val/knn", "val/other")}
+    assert steps["val/knn"] == steps["val/other"]
+    assert len(steps["val/knn"]) == 2
+
+
 def test_epoch_lines_are_few_and_end_with_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, EpochLines(lines=3), epochs=7)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]

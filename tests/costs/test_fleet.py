@@ -17,7 +17,7 @@ from selfdistill.sharding import blocks
 COST = StepCost(
     batch=8, micro_batch=8, student=Part(2400, 9600), beside=Part(240, 960), teacher=Part(2400, 9600), state=40,
     gradients=10560, optimizer=21120, views=1000, activations=50000, state_of=("center",), peak=0, teacher_flops=0,
-    student_flops=0, loss_flops=0, backward_flops=0, student_gathered=9600, teacher_gathered=9600,
+    student_flops=0, loss_flops=0, backward_flops=0, gathered=3 * 9600,
 )  # fmt: skip
 UNITS = Units(block=2000, rest=1600)
 
@@ -49,7 +49,7 @@ def test_fsdp2_gathers_and_scatters(gpus: int) -> None:
 
 
 def test_micro_batches_that_run_twice_are_whole_in_backward_and_scattered_once() -> None:
-    thrice = replace(COST, micro_batch=3, student_gathered=3 * 9600, teacher_gathered=3 * 9600)
+    thrice = replace(COST, micro_batch=3, gathered=9 * 9600)
     plain, exact = fsdp2(COST, 8, UNITS), fsdp2(thrice, 8, UNITS)
     more = ring(9600, 8, 3 * 2 - 2) + ring(9600, 8, 3 - 1)  # student and teacher, of three micro-batches
     assert exact.sent == pytest.approx(plain.sent + more, abs=1)
@@ -71,7 +71,7 @@ def test_one_gpu_talks_to_none() -> None:
 
 
 def test_without_a_teacher_less_is_gathered() -> None:
-    alone = replace(COST, teacher=Part(0, 0), teacher_gathered=0)
+    alone = replace(COST, teacher=Part(0, 0), gathered=2 * 9600)
     assert fsdp2(alone, 8, UNITS).sent == pytest.approx(fsdp2(COST, 8, UNITS).sent - ring(9600, 8, 1), abs=1)
 
 

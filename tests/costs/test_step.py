@@ -94,6 +94,7 @@ def test_a_small_network_by_hand() -> None:
     assert cost.optimizer == 2 * 4 * trained + 4 * len(list(on_meta(small).trained_parameters()))
     assert cost.model_total == cost.networks + cost.optimizer
     assert cost.views == 2 * 4 * BATCH * 3 * 4 * 4
+    assert cost.gathered == 3 * 4 * tower  # the student's again backward
     # a product of [n, a] and [a, b] is 2nab; two crops pass; the images need no gradient
     rows = 2 * BATCH
     forward_tower = 2 * rows * (48 * 8 + 8 * 16 + 16 * 4)

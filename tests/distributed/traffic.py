@@ -32,6 +32,8 @@ CASES: dict[str, fits.Case] = {
     "msn_like": fits.Case(("method=msn_like",)),
     "swav_like": fits.Case(("method=swav_like", "backbone=resnet18")),
     "ijepa_like": fits.Case(("method=ijepa_like",)),
+    "ibot_like_masked_tokens": fits.Case(("method=ibot_like", "objective=masked_tokens")),
+    "ema_teacher_without": fits.Case(("method=ema_teacher", "teacher=none", *VIT)),
 }
 LARGE = 4096
 """Bytes: shards of networks are larger; centers, counts and norms, which the costs leave out, are smaller."""

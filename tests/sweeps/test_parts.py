@@ -77,6 +77,15 @@ def test_ranges_of_what_is_not_there_are_left_out(name: str, given: str, left_ou
     assert [key for key in swept if key in FOUR] == [key for key in FOUR if key not in left_out]
 
 
+def test_ranges_of_a_file_of_the_users_are_kept_groups_and_mistakes_too(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    ranges = ["method: byol_like,multi_head", "data.batch_siez: 64,128", "method.heads.0.hidden_dim: 8,16"]
+    text = "# @package _global_\nhydra:\n  sweeper:\n    params:\n" + "".join(f"      {line}\n" for line in ranges)
+    (tmp_path / "experiment" / "mine.yaml").write_text(text, encoding="utf-8")
+    found = planned("--config-dir", str(tmp_path), "experiment=mine")
+    assert found.swept == [line.partition(":")[0] for line in ranges]
+
+
 @pytest.mark.parametrize(
     ("given", "jobs"),
     [

@@ -167,7 +167,6 @@ class CollapseMonitor(L.Callback):
         step = trainer.global_step - 1
         if step < 0 or step == self.measured_at or step % self.every:
             return
-        self.measured_at = step
         features = evaluated_features(pl_module, outputs) if self._embed is None else self._embed(outputs)
         if features is None:
             if not self._told:
@@ -177,6 +176,7 @@ class CollapseMonitor(L.Callback):
                     "give CollapseMonitor(embed=…)"
                 )
             return
+        self.measured_at = step
         extra = dict(self._gradients.measures)
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if isinstance(loss, Tensor):

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -92,6 +93,8 @@ class OnlineKNN(L.Callback):
             self._queries.setdefault(dataloader_idx, []).append(rows)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        fitting = trainer.state.fn == TrainerFn.FITTING
+        alone = bool(trainer.loggers) and not fitting
         if self._due(trainer) and self._queries:
             loader = self._bank if self._bank is not None else _bank_of(trainer)
             if loader is not None:
@@ -105,14 +108,14 @@ class OnlineKNN(L.Callback):
                 )
                 self.accuracy = knn_accuracy(bank, bank_labels, queries, labels, k=self.k, temperature=self.temperature)
                 self.measured_at = trainer.global_step - 1
-                for logger in trainer.loggers:
-                    logger.log_metrics(
-                        {"val/knn": self.accuracy, "epoch": trainer.current_epoch}, step=self.measured_at
-                    )
+                for logger in trainer.loggers if fitting else ():
+                    row = {"val/knn": self.accuracy, "epoch": trainer.current_epoch}
+                    # the step of Lightning's own rows, which global_step is not where there are two optimizers
+                    logger.log_metrics(row, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
         self._queries = {}
         if self.accuracy is not None and not trainer.sanity_checking:
             # on every rank and after every validation: a ModelCheckpoint looks for its monitor on each
-            pl_module.log("val/knn", self.accuracy, prog_bar=True, logger=False, batch_size=1)
+            pl_module.log("val/knn", self.accuracy, prog_bar=True, logger=alone, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"accuracy": self.accuracy, "measured_at": self.measured_at}

@@ -79,5 +79,5 @@ def fsdp2(cost: StepCost, gpus: int, units: Units, *, micro_batches: int = 1) ->
     # the block at work with its gradient, the next one on its way, and what lies outside the blocks
     at_work = 3 * units.block + units.rest if parts == 1 else cost.student.bytes + cost.gradients
     memory = (everything - stays) // gpus + at_work + stays + cost.state + cost.views + cost.activations
-    moved = 2 * cost.student_gathered + cost.teacher_gathered + cost.gradients + beside
+    moved = cost.gathered + cost.gradients + beside
     return Share(gpus, memory, round(micro_batches * (gpus - 1) / gpus * moved))

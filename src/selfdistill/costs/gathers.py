@@ -1,10 +1,11 @@
-"""What FSDP2 brings together in a step's forward passes: the parameters of each unit, as often as it is called."""
+"""What FSDP2 brings together in a step: the parameters of each unit, as often as it is called, and again backward."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from selfdistill.methods.sharded import networks_of
@@ -17,7 +18,7 @@ class Gathers:
     A unit is a block, or what a network has outside its blocks. Crops of another size are another call of the backbone.
 
     Attributes:
-        bytes: of all units called so far.
+        bytes: of all units called so far; twice where the call keeps a gradient, whose backward pass gathers again.
     """
 
     def __init__(self, tower: nn.Module | None) -> None:
@@ -36,7 +37,7 @@ class Gathers:
             hook.remove()
 
     def _called(self, size: int, *_: Any) -> None:
-        self.bytes += size
+        self.bytes += 2 * size if torch.is_grad_enabled() else size
 
 
 def parameter_bytes(network: nn.Module) -> int:

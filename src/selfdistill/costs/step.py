@@ -53,8 +53,7 @@ class StepCost:
         student_flops: of the predictions' forward pass.
         loss_flops: of the terms.
         backward_flops: of the backward pass.
-        student_gathered: bytes of the student's parameters that its forward passes read, each time that they do.
-        teacher_gathered: the same of the teacher.
+        gathered: bytes of both networks' parameters, each time that a forward or backward pass reads them.
     """
 
     batch: int
@@ -73,8 +72,7 @@ class StepCost:
     student_flops: int
     loss_flops: int
     backward_flops: int
-    student_gathered: int
-    teacher_gathered: int
+    gathered: int
 
     @property
     def networks(self) -> int:
@@ -137,19 +135,19 @@ def step_cost(
     again = _activations(module, micro_batches(views, size)[0].views, half) if size < views.batch_size else 0
     trace = Trace()
     kernels = Kernels(trace.add_flops, half)
-    student, teacher = Gathers(module.student), Gathers(module.teacher)
+    gathers = [Gathers(module.student), Gathers(module.teacher)]
     done = [0]
     with trace, kernels if views.crops[0].is_meta else nullcontext():
         trace.ignore(*before)
-        with student, teacher:
+        with gathers[0], gathers[1]:
             with torch.no_grad():
                 targets = in_micro_batches(module.targets, views, module.micro_batch_size)
             done.append(trace.flops)
             predictions = in_micro_batches(module.predictions, views, module.micro_batch_size)
-        done.append(trace.flops)
-        with kernels.full_precision():
-            loss = _loss(module, views, predictions, targets)
-        done.append(trace.flops)
+            done.append(trace.flops)
+            with kernels.full_precision():
+                loss = _loss(module, views, predictions, targets)
+            done.append(trace.flops)
         kernels.end_of_forward()
         kept, forward_peak = trace.alive, trace.peak
         # of the edge, not of the tensor: backward would be a function that `kernels` stands aside of
@@ -179,8 +177,7 @@ def step_cost(
         student_flops=student_flops,
         loss_flops=loss_flops,
         backward_flops=backward_flops,
-        student_gathered=student.bytes,
-        teacher_gathered=teacher.bytes,
+        gathered=sum(network.bytes for network in gathers),
     )
     # Lightning frees the last step's gradients between forward and backward
     return replace(cost, peak=cost.model_total + cost.views + max(forward_peak + cost.gradients, trace.peak))

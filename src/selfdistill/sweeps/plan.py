@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from selfdistill.config import CONF, Checked, UserError, check, flatten
+from selfdistill.config.hints import elsewhere
 from selfdistill.config.quoting import searched
 
 _LAUNCHING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
@@ -93,8 +94,8 @@ def plan(arguments: Namespace, config_name: str) -> Plan:
             if params:
                 chosen = [o.input_line for o in given if (CONF / o.key_or_group).is_dir() and not o.is_sweep_override()]
                 there = _keys([text for text in chosen if text not in choosers], choosers, search_path)
-                # ranges of a file hold for what there is
-                params = [o for o in params if o.is_add() or o.key_or_group in there]
+                # a search holds for what there is: what only another choice has is left out, a mistake is not
+                params = [o for o in params if o.is_add() or o.key_or_group in there or not _of_others(o.key_or_group)]
             # the command's value of a key stands for the one of the configuration
             mine = {o.key_or_group: o for o in (*params, *given) if not o.input_line.startswith(_LAUNCHING)}
             varied = {key: o for key, o in mine.items() if o.is_sweep_override()}
@@ -183,3 +184,8 @@ def _name(swept: list[str], command: list[str]) -> str:
     kept = sorted(text for text in command if not text.startswith(("hydra/launcher", "hydra.launcher")))
     keys = "-".join(key.rpartition(".")[2] for key in swept[:4]) or "single"
     return f"{keys}-{hashlib.sha256(repr(kept).encode()).hexdigest()[:8]}"
+
+
+def _of_others(key: str) -> bool:
+    """Whether another choice of the key's group states it; a place in a list is nobody's."""
+    return bool(elsewhere(key)) and not any(part.isdigit() for part in key.split("."))
