@@ -196,6 +196,9 @@ def main() -> None:
     add("`--cfg job`", seconds("--cfg", "job"), 3, " s")
     add("refusal of an unknown setting", seconds("method.no_such_thing=1"), 3, " s")
     add("refusal of a bad value", seconds("data.batch_size=0"), 3, " s")
+    add("refusal of a divergence that a method does not take", seconds("method=swav_like", "divergence=l2"), 3, " s")
+    add("refusal by what is built: patch tokens of a CNN", seconds("method=msn_like", "backbone=small_cnn"), 3, " s")
+    add("refusal by the data: more images a batch than there are", seconds("data.batch_size=5000"), 3, " s")
     with tempfile.TemporaryDirectory() as folder:
         whole = seconds("trainer.max_steps=1", "trainer.max_epochs=1", folder=Path(folder))
     add("default run of one step, with its evaluations", whole, 20, " s")

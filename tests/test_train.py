@@ -169,7 +169,7 @@ def test_a_run_with_nothing_left_says_how_to_train_longer(whole: tuple[Path, str
         (["data.batch_size=5000"], "data.batch_size"),
         (["data.batch_size=null"], "data.batch_size: null given"),
         (["backbone=convnext_tiny"], "backbone: it does not take crops of 8×8 pixels"),
-        (["trainer.precision=foo"], "trainer: Precision 'foo' is invalid"),
+        (["trainer.precision=foo"], "trainer.precision: 'foo' given, allowed is 32-true or 32 or 64-true"),
         (["+foo=1"], "foo: no such key"),
         (["data=folder", "data.root=nowhere"], "data.root"),
         (["trainer.limit_train_batches=0.01"], "trainer.limit_train_batches: 0.01 given, less than one of 9 batches"),

@@ -30,6 +30,7 @@ from selfdistill.distributed import rank, world_size
 from selfdistill.methods.accumulation import images_of_all
 from selfdistill.schedules import Schedule
 from selfdistill.sharded_strategy import ShardedStrategy
+from selfdistill.sharding import local
 from selfdistill.teacher import TeacherUpdate
 from selfdistill.views import Views
 
@@ -283,6 +284,12 @@ def fit(
     )  # fmt: skip
     trainer.fit(module, data, ckpt_path=resume, weights_only=resume and True)
     assert module.clock.step == EPOCHS * len(SIZES)
+    for tower in (module.student, module.teacher) if isinstance(strategy, ShardedStrategy) and devices > 1 else ():
+        if tower is not None:
+            parameters = list(tower.parameters())
+            assert all(isinstance(p, DTensor) for p in parameters)
+            # whole rows: some ranks have none of a short one
+            assert sum(local(p).numel() for p in parameters) < 1.2 * sum(p.numel() for p in parameters) / devices
     assert not any(isinstance(part, nn.SyncBatchNorm) for part in module.modules())
     values = dict(record.values)
     for key, value in module.state_dict().items():

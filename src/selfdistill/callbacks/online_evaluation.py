@@ -94,7 +94,6 @@ class OnlineKNN(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING
-        alone = bool(trainer.loggers) and not fitting
         if self._due(trainer) and self._queries:
             loader = self._bank if self._bank is not None else _bank_of(trainer)
             if loader is not None:
@@ -115,7 +114,7 @@ class OnlineKNN(L.Callback):
         self._queries = {}
         if self.accuracy is not None and not trainer.sanity_checking:
             # on every rank and after every validation: a ModelCheckpoint looks for its monitor on each
-            pl_module.log("val/knn", self.accuracy, prog_bar=True, logger=alone, batch_size=1)
+            pl_module.log("val/knn", self.accuracy, prog_bar=True, logger=False if fitting else None, batch_size=1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"accuracy": self.accuracy, "measured_at": self.measured_at}

@@ -102,7 +102,12 @@ RULES: dict[str, Range] = {
 }
 
 # Texts that are one of a few.
-CHOICES = {"accumulate": ("plain", "exact")}
+CHOICES = {
+    "accumulate": ("plain", "exact"),
+    "optimizer.name": ("adamw", "sgd", "lars"),
+    # half-precision weights: a teacher with momentum of .996 and more would never move
+    "trainer.precision": ("32-true", "32", "64-true", "64", "bf16-mixed", "16-mixed"),
+}
 
 
 def check_values(plain: Mapping[str, Any]) -> None:
@@ -112,7 +117,7 @@ def check_values(plain: Mapping[str, Any]) -> None:
         UserError: naming the key, the value and what is allowed.
     """
     for path, value in _with_elements(flatten(plain)):
-        if path in CHOICES and value not in CHOICES[path]:
+        if path in CHOICES and str(value) not in CHOICES[path]:
             raise UserError(f"{path}: {shown(value)} given, allowed is {' or '.join(CHOICES[path])}")
         rule = rule_of(path)
         if rule is not None and not isinstance(value, dict) and not rule.allows(value):
