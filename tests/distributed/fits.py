@@ -289,7 +289,7 @@ def fit(
             parameters = list(tower.parameters())
             assert all(isinstance(p, DTensor) for p in parameters)
             # whole rows: some ranks have none of a short one
-            assert sum(local(p).numel() for p in parameters) < 1.2 * sum(p.numel() for p in parameters) / devices
+            assert sum(local(p).numel() for p in parameters) < 1.5 * sum(p.numel() for p in parameters) / devices
     assert not any(isinstance(part, nn.SyncBatchNorm) for part in module.modules())
     values = dict(record.values)
     for key, value in module.state_dict().items():
