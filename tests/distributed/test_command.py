@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,15 @@ SETTINGS = (
     "trainer.log_every_n_steps=1", "evaluation.draws=2",
 )  # fmt: skip
 
+# "--standalone" takes a free port
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
 pytestmark = pytest.mark.slow
 
 
-def run(folder: Path, *arguments: str) -> Path:
+def run(folder: Path, *arguments: str, launcher: Sequence[str] = ()) -> Path:
     done = subprocess.run(
-        [sys.executable, "-m", "src.train", *SETTINGS, *arguments, f"hydra.run.dir={folder}"],
+        [sys.executable, *launcher, "-m", "src.train", *SETTINGS, *arguments, f"hydra.run.dir={folder}"],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
         capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
@@ -48,10 +52,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         trainer: run(tmp_path_factory.mktemp(trainer) / "run", f"trainer={trainer}", *shared)
         for trainer in ("ddp", "fsdp2")
-    }
+    } | {"torchrun": run(tmp_path_factory.mktemp("torchrun") / "run", "trainer=ddp", *shared, launcher=TORCHRUN)}
 
 
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp2", "torchrun"])
 def test_two_processes_leave_what_one_leaves(trainer: str, one: Path, runs: dict[str, Path]) -> None:
     two = runs[trainer]
     assert [path.name for path in two.parent.iterdir()] == ["run"]
