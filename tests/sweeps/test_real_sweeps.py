@@ -47,8 +47,8 @@ def test_joblib_refusal_and_one_wandb_group(tmp_path: Path) -> None:
     assert 0 <= float(done["validation_knn"]) <= 1
     assert (folder / done["run"] / "report.html").is_file()
     assert refused["status"] == "refused"
-    assert refused["line"].startswith("divergence: Cosine given to SwAV, but its loss is fixed")
-    assert "Cosine given to SwAV" in (folder / "comparison.html").read_text(encoding="utf-8")
+    assert refused["line"].startswith("divergence: cosine given, but the loss of this method is fixed")
+    assert "cosine given, but the loss of this method" in (folder / "comparison.html").read_text(encoding="utf-8")
     (stored,) = (folder / done["run"] / "wandb").glob("offline-run-*/*.wandb")
     assert b"a sweep" in stored.read_bytes().replace(str(folder).encode(), b"")
 
