@@ -62,7 +62,8 @@ def _along(path: str, node: Any, inner: str) -> Iterator[tuple[str, Mapping[str,
     for part in filter(None, inner.split(".")):
         name, place = part, ""
         if part not in node:
-            name, place = re.fullmatch(r"(.*?)\[?(\d*)\]?", part).groups()  # type: ignore[union-attr]
+            name = part.rstrip("[]0123456789")
+            place = part[len(name) :].strip("[]")
         path, node = f"{path}.{name}", node.get(name)
         if place and isinstance(node, Sequence) and int(place) < len(node):
             path, node = f"{path}.{place}", node[int(place)]
