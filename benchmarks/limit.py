@@ -205,7 +205,7 @@ def main() -> None:
     write_section(
         "limit",
         f"### Close to the limit\n\n`python benchmarks/limit.py`: {machine()}; medians of {given.repeats} ratios taken "
-        "in turn, of processor seconds; commands on the wall, the least of three. Other programs ran beside it.\n\n"
+        "in turn, of processor seconds; commands on the wall, the least of three.\n\n"
         + table(["what", "found", "asked", "reached"], rows),
     )
 

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "selfdistill"
 # A module may import from its own level and from lower ones (DESIGN §1, rule 1).
 LEVELS = [
     {"data", "views", "clock", "schedules", "distributed", "files", "products", "provenance", "sharding"}
-    | {"checkpoint_io", "metrics_csv", "text_table", "allocator", "batch_norm_sync"},
+    | {"checkpoint_io", "metrics_csv", "text_table", "allocator", "batch_norm_sync", "compatibility"},
     {"networks", "heads"},
     {"targets", "divergences", "regularizers", "optim", "teacher"},
     {"objectives", "methods"},

@@ -28,13 +28,14 @@ from selfdistill.callbacks import (
 )
 from selfdistill.checkpoint import foreign_target, read_checkpoint
 from selfdistill.checkpoint_io import LAST, AtomicCheckpointIO
+from selfdistill.compatibility import refuse_divergence
 from selfdistill.config import UserError
 from selfdistill.config.named import made, named
 from selfdistill.data import DataModule, Split
 from selfdistill.data.sources import SPLITS
 from selfdistill.evaluation.features import evaluating
 from selfdistill.methods import SelfDistillModule
-from selfdistill.methods.compatibility import check_masks, refuse_divergence
+from selfdistill.methods.parts import check_read_masks
 from selfdistill.optim.checks import check_roles
 from selfdistill.processes import check_devices, is_first, whole_statistics
 from selfdistill.report.refresh import RefreshReport
@@ -74,8 +75,8 @@ def build_method(config: DictConfig) -> SelfDistillModule[Any, Any]:
     divergence = made("divergence", config.divergence) if config.get("divergence") else None
     if "divergence" in inspect.signature(target).parameters:
         parts["divergence"] = divergence
-    else:
-        refuse_divergence(target.__name__, divergence)
+    elif divergence is not None:
+        refuse_divergence(target.__name__, type(divergence).__name__)
     parts["teacher"] = build_teacher(config)
     parts["optimizer"] = made("optimizer", config.optimizer)
     weights = dict(config.weights)
@@ -141,7 +142,7 @@ def set_execution(config: DictConfig, module: SelfDistillModule[Any, Any]) -> No
 
 def read_masks(module: SelfDistillModule[Any, Any], recipe: ViewRecipe) -> None:
     """Refuse a recipe without the masks that the method or an objective reads."""
-    check_masks(module, recipe.draw_masks(torch.zeros(1, dtype=torch.int64), seed=0, epoch=0))
+    check_read_masks(module, recipe.draw_masks(torch.zeros(1, dtype=torch.int64), seed=0, epoch=0))
 
 
 def try_backbone(module: SelfDistillModule[Any, Any], datamodule: DataModule) -> None:

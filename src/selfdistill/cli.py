@@ -25,9 +25,10 @@ from omegaconf import DictConfig
 from selfdistill.config import CONF, UserError, check, resolved
 from selfdistill.config.help import help_text
 from selfdistill.config.overrides import without_nulls
+from selfdistill.config.pairs import check_pairs
 from selfdistill.config.repeat import stored_config
 from selfdistill.files import LOG, remove_if_only
-from selfdistill.processes import IN_SWEEP, is_first, refuse_folders_apart, speaks
+from selfdistill.processes import IN_SWEEP, check_devices, is_first, refuse_folders_apart, speaks
 
 _HOMES = {
     "fit": "selfdistill.runner",
@@ -71,6 +72,8 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
             checked = [check(name, j, search_path=found, conf=conf or CONF) for j in jobs]
             if not arguments.multirun and config_name == "train":  # the others' folder is the working directory
                 refuse_folders_apart(arguments.overrides)
+                check_pairs(checked[0].plain)
+                check_devices(checked[0].plain["trainer"])
             for line in dict.fromkeys(line for each in checked for line in each.warnings):
                 if is_first():
                     print(f"warning: {line}", file=sys.stderr)

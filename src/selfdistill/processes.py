@@ -52,20 +52,24 @@ def check_devices(trainer: Mapping[str, Any]) -> None:
             "trainer: slurm given, but SLURM started no process here; start with srun in a job "
             "(docs/how_to/multi_gpu.md), or choose trainer=ddp"
         )
-    devices = trainer.get("devices")
+    accelerator, devices = trainer.get("accelerator"), trainer.get("devices")
     wanted = len(devices) if isinstance(devices, list) else devices
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 2:
-        return
-    import torch
+    count = wanted if isinstance(wanted, int) and not isinstance(wanted, bool) else 1
+    there, what = os.cpu_count() or 1, "CPU cores"
+    if accelerator in ("cuda", "gpu") or (accelerator == "auto" and count > 1):
+        import torch
 
-    accelerator = trainer.get("accelerator")
-    cuda = accelerator in ("cuda", "gpu") or (accelerator == "auto" and torch.cuda.is_available())
-    there, what = (torch.cuda.device_count(), "GPUs") if cuda else (os.cpu_count() or 1, "CPU cores")
-    if wanted > there:
+        metal = accelerator == "gpu" and torch.backends.mps.is_available()
+        if accelerator != "auto" and not (torch.cuda.is_available() or metal):
+            raise UserError(
+                f"trainer.accelerator: {accelerator} given, this machine has no GPU; allowed is cpu or auto; set "
+                "trainer.accelerator=cpu"
+            )
+        if torch.cuda.is_available():
+            there, what = torch.cuda.device_count(), "GPUs"
+    if count > max(there, 1):
         raise UserError(
-            f"trainer.devices: {wanted} given, this machine has {there} {what}; allowed is 1 to {there}, or auto"
-            if there
-            else f"trainer.accelerator: {accelerator} given, this machine has no GPUs; set trainer.accelerator=cpu"
+            f"trainer.devices: {count} given, this machine has {there} {what}; allowed is 1 to {there}, or auto"
         )
 
 

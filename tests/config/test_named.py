@@ -87,7 +87,7 @@ def test_right_lengths_and_shares_pass() -> None:
 
 
 def test_more_images_than_there_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="images=5000 is larger than the training set of 1204"):
+    with pytest.raises(UserError, match="images: 5000 given, the training set has 1204 images"):
         preview(check("preview", ["images=5000", f"output={tmp_path / 'x.png'}"]).config)
 
 

@@ -177,7 +177,6 @@ def line(*overrides: str, name: str = "train", search_path: tuple[str, ...] = ()
         ("schedule.shape=linear teacher=snapshot", "nothing reads it here (teacher=snapshot)"),
         ("teacher.momentum_end=0.5 schedule=constant", "teacher.shape=constant does not read it"),
         ("optimizer=adamw optimizer.momentum=0.5", "optimizer.name=adamw does not read it"),
-        ("method=swav_like divergence=l2", "divergence: l2 given, but the loss of this method is fixed; choose"),
         ("optimizer=sgd optimizer.betas=[0.9,0.9]", "optimizer.name=sgd does not read it"),
         ("data.image.local_size=4", "data.image.local_size: 4 given, but nothing reads it here"),
         ("+data.download=true", "data.download: true given, but nothing reads it here"),

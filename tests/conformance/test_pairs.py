@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 from trainers import bare_trainer
 
 from selfdistill.assembly import build_data
-from selfdistill.config import CONF
+from selfdistill.config import CONF, UserError, resolved
+from selfdistill.config.pairs import check_pairs
 from selfdistill.data import DataModule
 from selfdistill.objectives import Objective
 
@@ -65,10 +66,10 @@ def setting_refused(pair: Pair) -> str | None:
     row = dict(pair)
     method, objective = row.get("method"), row.get("objective", "none")
     tokenless, alone = row.get("backbone") == "small_cnn", row.get("teacher") == "none"
-    if "tokens" in needs(objective) and tokenless:
-        return f"objective.{objective}"
     if "teacher" in needs(objective) and alone:
         return f"objective.{objective}"
+    if "tokens" in needs(objective) and tokenless:
+        return "backbone"
     if method is None:
         return None
     accepts, divergence = method_class(method).accepts, row.get("divergence", "auto")
@@ -158,6 +159,25 @@ def test_what_does_not_go_together_is_refused(pair: Pair) -> None:
     found = docs.REFUSAL.fullmatch(str(caught.value))
     assert found is not None, str(caught.value)
     assert found["setting"] == REFUSED[pair]
+
+
+@pytest.mark.parametrize("pair", list(REFUSED), ids=lambda pair: "-".join(choice for _, choice in pair))
+def test_it_is_refused_before_torch_is_loaded_too(pair: Pair) -> None:
+    row = docs.suited(**dict(pair))
+    # views are the last to be said no to: masked ones, where there is a choice
+    views = None if REFUSED[pair] == "views" or row.get("method") == "ijepa_like" else "ibot"
+    config = docs.variant(row.pop("method", "byol_like"), views=views, **row)
+    with pytest.raises(UserError) as caught:
+        check_pairs(resolved(config))
+    found = docs.REFUSAL.fullmatch(str(caught.value))
+    assert found is not None, str(caught.value)
+    assert found["setting"] == REFUSED[pair]
+
+
+@pytest.mark.parametrize("row", cover(), ids=lambda row: "-".join(row.values()))
+def test_what_goes_together_is_let_through(row: Row) -> None:
+    _, views = docs.build(**row)
+    check_pairs(resolved(docs.variant(row.pop("method"), views=views, **row)))
 
 
 def test_the_page_is_current() -> None:

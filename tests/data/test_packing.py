@@ -198,7 +198,7 @@ class TestRefusals:
         assert not list(tmp_path.iterdir())
 
     def test_sources(self, images: Path, tmp_path: Path) -> None:
-        assert f"source={tmp_path / 'gone'} is not a folder" in refused(tmp_path / "gone", tmp_path / "x")
+        assert f"source: {tmp_path / 'gone'} given, no such folder" in refused(tmp_path / "gone", tmp_path / "x")
         (tmp_path / "empty").mkdir()
         assert "no images in" in refused(tmp_path / "empty", tmp_path / "x")
         assert "lies in source" in refused(images, images / "shards")

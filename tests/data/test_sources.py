@@ -112,9 +112,9 @@ class TestFolder:
         assert images[0][0].unique().tolist() == [255]
 
     def test_refusals(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"data.root=None is not a folder"):
+        with pytest.raises(ValueError, match=r"data.root: None given, no such folder"):
             Folder(None, 8).split("train")
-        with pytest.raises(ValueError, match=r"data.root=.*gone is not a folder"):
+        with pytest.raises(ValueError, match=r"data.root: .*gone given, no such folder"):
             Folder(tmp_path / "gone", 8).split("train")
         with pytest.raises(ValueError, match=r"no images in .*; allowed are .bmp, .jpeg"):
             Folder(tmp_path, 8).split("train")

@@ -105,7 +105,7 @@ class TestWhatIsBroken:
         return str(caught.value)
 
     def test_no_finished_shards(self, images: Path, copied: Path) -> None:
-        assert "data.root=None is not a folder" in self.told(Shards(None, 8))
+        assert "data.root: None given, no such folder" in self.told(Shards(None, 8))
         assert "python -m src.pack source=" in self.told(Shards(images, 8))
         (copied / "shards.json").unlink()
         assert "no finished shards" in self.told(Shards(copied, 8))

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from selfdistill.compatibility import Accepts, refuse_divergence
 from selfdistill.divergences import Cosine
 from selfdistill.heads import MLP
 from selfdistill.methods import BYOL, DINO, IBOT, MSN, MoCo, SelfDistillModule
-from selfdistill.methods.compatibility import Accepts, refuse_divergence
 from selfdistill.networks import SmallCNN, Tower, build_backbone
 from selfdistill.objectives import MeMax
 from selfdistill.optim import OptimizerRecipe
@@ -59,7 +59,7 @@ def test_a_method_that_declares_nothing_takes_anything() -> None:
             "teacher.network: SmallCNN given to IBOT",
         ),
         (lambda: MSN(vit(), objectives={"extra": MeMax()}), "objective.me_max: me_max given to MSN, but it has"),
-        (lambda: refuse_divergence("MoCo", Cosine()), "divergence: Cosine given to MoCo, but its loss is fixed"),
+        (lambda: refuse_divergence("MoCo", "Cosine"), "divergence: Cosine given to MoCo, but its loss is fixed"),
     ],
 )
 def test_refuses_in_one_line(build: Any, says: str) -> None:

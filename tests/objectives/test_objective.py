@@ -50,8 +50,16 @@ def ijepa(objective: Objective) -> None:
     [
         (simsiam, Contrastive(), r"objective\.contrastive: no teacher given.*choose teacher=ema"),
         (simsiam, Clustering(), r"objective\.clustering: no teacher given.*choose teacher=ema"),
-        (byol, MaskedTokens(), r"objective\.masked_tokens: SmallCNN given, which has no patch tokens; choose a vis"),
-        (byol, MaskedPixels(), r"objective\.masked_pixels: SmallCNN given, which has no patch tokens; choose a vis"),
+        (
+            byol,
+            MaskedTokens(),
+            r"backbone: SmallCNN given to objective\.masked_tokens, but it needs patch tokens",
+        ),
+        (
+            byol,
+            MaskedPixels(),
+            r"backbone: SmallCNN given to objective\.masked_pixels, but it needs patch tokens",
+        ),
         (ijepa, Contrastive(), r"objective\.contrastive: IJEPA given, which does not project whole images; choose"),
         (ijepa, VarianceCovariance(), r"objective\.variance_covariance: IJEPA given"),
         (ijepa, MeMax(), r"objective\.me_max: IJEPA given"),

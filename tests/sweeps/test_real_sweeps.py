@@ -39,18 +39,21 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def test_joblib_refusal_and_one_wandb_group(tmp_path: Path) -> None:
     folder = tmp_path / "a sweep"
-    grid = ("method=byol_like,swav_like", "divergence=cosine", "logger=wandb")
+    grid = ("method=byol_like,ema_teacher,swav_like", "divergence=cosine", "logger=wandb")
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     run(folder, *grid, *launcher, *FAST)
-    done, refused = rows(folder)
-    assert done["status"] == "finished"
-    assert 0 <= float(done["validation_knn"]) <= 1
-    assert (folder / done["run"] / "report.html").is_file()
+    *finished, refused = rows(folder)
+    assert len(finished) == 2
+    for done in finished:
+        assert done["status"] == "finished"
+        assert 0 <= float(done["validation_knn"]) <= 1
+        assert (folder / done["run"] / "report.html").is_file()
     assert refused["status"] == "refused"
-    assert refused["line"].startswith("divergence: cosine given, but the loss of this method is fixed")
-    assert "cosine given, but the loss of this method" in (folder / "comparison.html").read_text(encoding="utf-8")
-    (stored,) = (folder / done["run"] / "wandb").glob("offline-run-*/*.wandb")
-    assert b"a sweep" in stored.read_bytes().replace(str(folder).encode(), b"")
+    assert refused["line"].startswith("divergence: Cosine given to SwAV, but its loss is fixed")
+    assert "Cosine given to SwAV, but its loss" in (folder / "comparison.html").read_text(encoding="utf-8")
+    for done in finished:
+        (stored,) = (folder / done["run"] / "wandb").glob("offline-run-*/*.wandb")
+        assert b"a sweep" in stored.read_bytes().replace(str(folder).encode(), b"")
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])

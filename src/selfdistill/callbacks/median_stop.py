@@ -82,7 +82,7 @@ def earlier_runs(sweep: Path) -> list[Path]:
 
 
 def value_at(metrics: Path, epoch: int) -> float | None:
-    """Validation k-NN at the end of ``epoch``, from 0; None where the run was not validated then."""
+    """Validation k-NN at the end of ``epoch``, from 0; None where it was not measured then."""
     if not metrics.is_file():
         return None
     with open(metrics, encoding="utf-8", newline="") as lines:

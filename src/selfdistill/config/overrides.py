@@ -78,8 +78,15 @@ def _value(override: Override) -> Any:
 def _check_verbose(value: Any) -> None:
     for name in value if isinstance(value, list) else [value]:
         package = name.partition(".")[0] if isinstance(name, str) else ""
-        if not isinstance(name, bool) and not (package.isidentifier() and importlib.util.find_spec(package)):
+        if not isinstance(name, bool) and not (package.isidentifier() and _is_there(package)):
             raise UserError(
                 f"hydra.verbose: {shown(name)} given, allowed is true, false or what logs: selfdistill, lightning, "
                 "hydra or another package"
             )
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # __main__ has no spec
+        return False

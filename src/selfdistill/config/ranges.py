@@ -14,7 +14,10 @@ from selfdistill.config.sharded import check_sharded
 
 @dataclass(frozen=True)
 class Range:
-    """Allowed values of a number, with the mission's typical range inside it; of a ``share``, a float is at most 1."""
+    """Allowed values of a number, with the mission's typical range inside it; of a ``share``, a float is at most 1.
+
+    Where it may be ``listed``, a list is left to the constructor.
+    """
 
     low: float | None = None
     high: float | None = None
@@ -23,6 +26,7 @@ class Range:
     share: bool = False
     typical: tuple[float, float] | None = None
     also: tuple[int | None, ...] = ()
+    listed: bool = False
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
@@ -37,6 +41,8 @@ class Range:
         return f"{kind}{others}"
 
     def allows(self, value: Any) -> bool:
+        if isinstance(value, list):
+            return self.listed
         if value in self.also and not isinstance(value, bool):
             return True
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -69,6 +75,7 @@ RULES: dict[str, Range] = {
     r"optimizer\.layer_decay": Range(0, 1, open_low=True),
     r"optimizer\.reference_batch": Range(1, whole=True),
     r"optimizer\.clip": Range(0, open_low=True, also=(None,)),
+    r"method\.heads": Range(1, whole=True, listed=True),
     r"method\.heads\.\d+\.\w+_dim": Range(1, whole=True, also=(None,)),
     r"method\.(\w+_dim|(patch_)?prototypes|predictor_(width|depth|heads)|top_k)": Range(1, whole=True, also=(None,)),
     r"method\.(projector_layers|sinkhorn_iterations)": Range(1, whole=True),
@@ -106,7 +113,7 @@ CHOICES = {
     "accumulate": ("plain", "exact"),
     "optimizer.name": ("adamw", "sgd", "lars"),
     # half-precision weights: a teacher with momentum of .996 and more would never move
-    "trainer.precision": ("32-true", "32", "64-true", "64", "bf16-mixed", "16-mixed"),
+    "trainer.precision": ("32-true", "32", "64-true", "64", "bf16-mixed", "16-mixed", "null"),
 }
 
 
@@ -117,7 +124,7 @@ def check_values(plain: Mapping[str, Any]) -> None:
         UserError: naming the key, the value and what is allowed.
     """
     for path, value in _with_elements(flatten(plain)):
-        if path in CHOICES and str(value) not in CHOICES[path]:
+        if path in CHOICES and ("null" if value is None else str(value)) not in CHOICES[path]:
             raise UserError(f"{path}: {shown(value)} given, allowed is {' or '.join(CHOICES[path])}")
         rule = rule_of(path)
         if rule is not None and not isinstance(value, dict) and not rule.allows(value):

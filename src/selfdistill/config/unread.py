@@ -11,7 +11,6 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from selfdistill.config.errors import UserError, shown
 from selfdistill.config.ranges import flatten
-from selfdistill.config.signatures import signature
 
 HYDRA = {"_target_", "_partial_", "_convert_", "_recursive_"}
 # What stands beside a constructor's arguments and is read by the code that calls it, …
@@ -80,12 +79,6 @@ def check_read(
         raise UserError(
             f"schedule: {groups['schedule']!r} given, but this teacher's momentum does not change{_why(plain)}; "
             "leave it out, or choose teacher=ema"
-        )
-    method = signature(str((plain.get("method") or {}).get("_target_")))
-    if plain.get("divergence") and "divergence" in groups and method and "divergence" not in method.parameters:
-        raise UserError(
-            f"divergence: {groups['divergence']} given, but the loss of this method is fixed; choose divergence=auto, "
-            "or a method that takes one (byol_like, ema_teacher, …)"
         )
     teacher = plain.get("teacher") or {}
     if groups.get("schedule") in ("cosine", "linear") and teacher.get("momentum_end", 0) is None:

@@ -237,6 +237,6 @@ class DataModule(L.LightningDataModule):
         if self.batch_size > most:
             share = "" if world_size() == 1 else f", {most} for each of {world_size()} processes"
             raise ValueError(
-                f"data.batch_size={self.batch_size} is larger than the training set of {self.num_train} images{share}; "
+                f"data.batch_size: {self.batch_size} given, the training set has {self.num_train} images{share}; "
                 f"give at most {most}"
             )

@@ -61,6 +61,7 @@ class Digits:
 
     channels = 1
     size = 8
+    num_train = 1204
     # Of the training split.
     mean = (0.3052,)
     std = (0.3762,)
@@ -106,7 +107,9 @@ class Folder:
             ValueError: no such folder, or no images in it.
         """
         if self.root is None or not Path(self.root).is_dir():
-            raise ValueError(f"data.root={self.root} is not a folder; give one with images, or one subfolder a class")
+            raise ValueError(
+                f"data.root: {self.root} given, no such folder; give one with images, or one subfolder a class"
+            )
         root = Path(self.root)
         folders = {split: found for split in SPLITS if (found := _subfolder(root, *_FOLDERS[split]))}
         if "test" not in folders and "validation" in folders:

@@ -92,7 +92,8 @@ class Shards:
             return RemoteFiles.of(str(self.root), self.cache, self.cache_bytes)
         if self.root is None or not Path(self.root).is_dir():
             raise ValueError(
-                f"data.root={self.root} is not a folder; give one that python -m src.pack wrote, or its URL: {SCHEMES}"
+                f"data.root: {self.root} given, no such folder; give one that python -m src.pack wrote, or its URL: "
+                f"{SCHEMES}"
             )
         if not (Path(self.root) / MANIFEST).is_file():
             raise ValueError(

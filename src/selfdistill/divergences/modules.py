@@ -2,16 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Literal, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
 
+from selfdistill.compatibility import Domain
 from selfdistill.divergences import functional
 from selfdistill.divergences.functional import Direction
 from selfdistill.schedules import Clock, Schedule, as_schedule
-
-Domain = Literal["features", "logits"]
 
 
 class Divergence(nn.Module, ABC):

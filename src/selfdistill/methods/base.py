@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from selfdistill.compatibility import Accepts, check_precision
 from selfdistill.data import ResumableLoader
 from selfdistill.divergences import Divergence
 from selfdistill.methods.accumulation import HeldStatistics, Window, images_of_all, images_of_step
-from selfdistill.methods.compatibility import Accepts, accepted_divergence, check_parts, check_precision
 from selfdistill.methods.coupling import approximated, over_all_images
 from selfdistill.methods.finite import FiniteGuard
 from selfdistill.methods.outputs import Answers, Outputs, detached
+from selfdistill.methods.parts import accepted_divergence, check_parts
 from selfdistill.methods.sharded import shard_towers
 from selfdistill.methods.weighing import objective_terms, weighed
 from selfdistill.networks import Tower

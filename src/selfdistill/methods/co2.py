@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfdistill.compatibility import Accepts
 from selfdistill.divergences.contrastive import info_nce
 from selfdistill.divergences.functional import kl
 from selfdistill.divergences.modules import as_temperature
 from selfdistill.heads import MLP
 from selfdistill.methods.base import Outputs, SelfDistillModule
-from selfdistill.methods.compatibility import Accepts
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.optim import OptimizerRecipe
 from selfdistill.products import unit

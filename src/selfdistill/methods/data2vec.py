@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from selfdistill.compatibility import Accepts
 from selfdistill.divergences import Divergence, SmoothL1
 from selfdistill.heads import MLP, NoHead
 from selfdistill.methods.base import Outputs, SelfDistillModule
-from selfdistill.methods.compatibility import Accepts
 from selfdistill.methods.patches import check_same_view
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.objectives import Coupling
@@ -57,7 +57,7 @@ class Data2Vec(SelfDistillModule[MaskedOutputs, MaskedOutputs]):
     """
 
     evaluates = "teacher"
-    accepts = Accepts(tokens=True, masks=("mask",))
+    accepts = Accepts(tokens=True, masks=("mask",), projects=False)
 
     def __init__(
         self,

@@ -8,13 +8,13 @@ from typing import Literal, cast
 
 from torch import Tensor, nn
 
+from selfdistill.compatibility import Accepts
 from selfdistill.divergences import CrossEntropy, Divergence, fused_cross_entropy
 from selfdistill.divergences.modules import as_temperature
 from selfdistill.divergences.prototypes import prototype_cross_entropy
 from selfdistill.heads import DINOHead, Prototypes
 from selfdistill.heads.mlp import Norm
 from selfdistill.methods.base import Answers, Outputs, SelfDistillModule
-from selfdistill.methods.compatibility import Accepts
 from selfdistill.methods.outputs import as_logits
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.objectives import Coupling

@@ -8,13 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from selfdistill.compatibility import Accepts
 from selfdistill.divergences import fused_cross_entropy
 from selfdistill.divergences.modules import as_temperature
 from selfdistill.divergences.patches import patch_cross_entropy
 from selfdistill.heads import ClassPatchHead, DINOHead
 from selfdistill.heads.mlp import Norm
 from selfdistill.methods.base import Answers, SelfDistillModule
-from selfdistill.methods.compatibility import Accepts
 from selfdistill.methods.outputs import as_logits
 from selfdistill.methods.patches import PatchOutputs, check_same_view
 from selfdistill.networks import Backbone, Tower, as_backbone

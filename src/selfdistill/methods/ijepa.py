@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfdistill.compatibility import Accepts
 from selfdistill.divergences import Divergence, SmoothL1
 from selfdistill.heads import LatentPredictor, NoHead
 from selfdistill.methods.base import Outputs, SelfDistillModule
-from selfdistill.methods.compatibility import Accepts
 from selfdistill.methods.patches import check_same_view
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.objectives import Coupling
@@ -59,7 +59,7 @@ class IJEPA(SelfDistillModule[BlockOutputs, BlockOutputs]):
     """
 
     evaluates = "teacher"
-    accepts = Accepts(tokens=True, masks=("context", "targets"))
+    accepts = Accepts(tokens=True, masks=("context", "targets"), projects=False)
 
     def __init__(
         self,

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfdistill.compatibility import Accepts
 from selfdistill.divergences import fused_cross_entropy
 from selfdistill.divergences.modules import as_temperature
 from selfdistill.heads import MLP, Prototypes
 from selfdistill.methods.base import Answers, Outputs, SelfDistillModule
-from selfdistill.methods.compatibility import Accepts
 from selfdistill.methods.outputs import as_logits
 from selfdistill.networks import Backbone, Tower, as_backbone
 from selfdistill.objectives import Coupling

@@ -106,7 +106,8 @@ def load_published(source: str | Path | Mapping[str, Any], backbone: Backbone | 
         ours = tuple(wanted[first].shape) if first in wanted else "nothing"
         raise ValueError(
             f"backbone.checkpoint: a {name} checkpoint of another architecture: {first} is {theirs} in it, {ours} in "
-            f"the backbone ({len(problems)} of {len(wanted)} entries differ); choose the backbone that it was made with"
+            f"the backbone ({len(problems)} of {len(wanted)} entries differ); choose the backbone that it was made for "
+            "(small images have another backbone.small_stem and backbone.channels)"
         )
     network.load_state_dict(state)
     return name

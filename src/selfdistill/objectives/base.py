@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from selfdistill.distributed import all_reduce_sum, world_size
-from selfdistill.heads import NoHead
 
 if TYPE_CHECKING:
     from selfdistill.methods import Outputs, SelfDistillModule
@@ -47,28 +46,7 @@ class Objective(nn.Module, ABC):
     """Whether its terms take account of other ranks' images, so that ranks with other shares weigh the same."""
 
     def attach(self, module: SelfDistillModule[Any, Any]) -> None:
-        """Take sizes from ``module`` and make the parameters; called once, when its towers are built.
-
-        Raises:
-            ValueError: the module lacks what the objective needs.
-        """
-        if "projections" in self.needs and isinstance(module.student.head, NoHead):
-            raise ValueError(
-                f"objective.{self.name}: {type(module).__name__} given, which does not project whole images; "
-                "choose a method that does, or another objective (objective=koleo)"
-            )
-        if "teacher" in self.needs and module.teacher is None:
-            raise ValueError(
-                f"objective.{self.name}: no teacher given, from which its targets come; "
-                "choose teacher=ema, snapshot or frozen"
-            )
-        if "tokens" in self.needs:
-            for tower in (module.student, module.teaching_tower):
-                if not tower.backbone.has_tokens:
-                    raise ValueError(
-                        f"objective.{self.name}: {type(tower.backbone).__name__} given, which has no patch tokens; "
-                        "choose a vision transformer (backbone=small_vit, vit_tiny, …)"
-                    )
+        """Take sizes from ``module`` and make the parameters; called once, when its towers are built."""
 
     @abstractmethod
     def terms(

@@ -45,7 +45,7 @@ def origin(provenance: Mapping[str, Any]) -> str:
     rows += [
         [name, str(value)] for part in ("versions", "hardware") for name, value in provenance.get(part, {}).items()
     ]
-    return f"<div class=loose>{table([], rows)}</div>"
+    return f'<div class="loose versions">{table([], rows)}</div>'
 
 
 def _plain(value: Any) -> str:

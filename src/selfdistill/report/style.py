@@ -70,6 +70,7 @@ th, td { padding: .25rem 1rem .25rem 0; border-bottom: 1px solid var(--rule); te
 th[scope=row] { font-weight: normal; white-space: nowrap; }
 b { font-weight: 700; }
 .loose th[scope=row], .loose td { min-width: 5.5rem; white-space: normal; overflow-wrap: anywhere; }
+.versions th[scope=row] { white-space: nowrap; }
 .numbers td, .numbers th[scope=col] { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 @media (max-width: 480px) {
   th, td { padding-right: .6rem; }

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from selfdistill.config import CONF, Checked, UserError, check, flatten
 from selfdistill.config.hints import elsewhere
+from selfdistill.config.pairs import check_pairs
 from selfdistill.config.quoting import searched
 
 _LAUNCHING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
@@ -62,7 +63,9 @@ class Plan:
         Raises:
             UserError: it cannot work.
         """
-        return check(self.config_name, overrides, search_path=self.search_path, conf=self.conf)
+        checked = check(self.config_name, overrides, search_path=self.search_path, conf=self.conf)
+        check_pairs(checked.plain)
+        return checked
 
 
 def plan(arguments: Namespace, config_name: str) -> Plan:

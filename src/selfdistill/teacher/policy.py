@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import nn
 
+from selfdistill.compatibility import Source
 from selfdistill.schedules import (
     ConstantSchedule,
     Duration,
@@ -19,8 +20,6 @@ from selfdistill.schedules import (
     make_schedule,
 )
 from selfdistill.teacher.ema import Buffers, make_teacher
-
-Source = Literal["student", "none"]
 
 
 @dataclass(frozen=True)

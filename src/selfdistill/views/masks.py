@@ -7,7 +7,7 @@ maker is built. `draw_masks` draws those of a training batch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -106,6 +106,8 @@ class RandomMask:
     MSN drops a share of .15 so.
     """
 
+    makes: ClassVar[tuple[str, ...]] = ("mask", "keep")
+
     grid: Sequence[int]
     ratio: float
 
@@ -136,6 +138,8 @@ class BlockMask:
         min_block: smallest area of a block, in patches.
         aspect: lowest and highest height/width ratio of a block.
     """
+
+    makes: ClassVar[tuple[str, ...]] = ("mask",)
 
     grid: Sequence[int]
     ratio_range: Sequence[float] = (0.1, 0.5)
@@ -168,6 +172,8 @@ class InverseBlockMask:
     The defaults are data2vec 2.0's; see `inverse_block_mask`.
     """
 
+    makes: ClassVar[tuple[str, ...]] = ("mask", "keep")
+
     grid: Sequence[int]
     ratio: float = 0.8
     block: int = 3
@@ -193,6 +199,8 @@ class MultiBlockMask:
 
     The defaults are I-JEPA's; see `multi_block_masks`.
     """
+
+    makes: ClassVar[tuple[str, ...]] = ("context", "targets")
 
     grid: Sequence[int]
     targets: int = 4
