@@ -3,21 +3,24 @@
 PYTHONPATH=src python benchmarks/gpu.py                       all jobs, bf16, compiled, on the GPU
 PYTHONPATH=src python benchmarks/gpu.py --no-compile --only dino_vits
 PYTHONPATH=src python benchmarks/gpu.py --tiny                that it runs, on a CPU: no figure of it means anything
+
+Where lightly can be imported its step stands beside ours, on the same card, in bf16 and not compiled, as its examples
+are; on the smallest images also the step with its views, which ours makes on the card and theirs in workers.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import statistics
-import time
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from bare import BareStep
+from gpu_beside import Step, callbacks_share, peer_step, peer_views
+from gpu_timing import PHASES, Timer, per_step
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,7 +31,6 @@ from selfdistill.optim import OptimizerRecipe
 from selfdistill.views import RawBatch, ViewRecipe, Views, batched_views, named_recipe
 from selfdistill.views.recipes import dinov2
 
-PHASES = ("data", "teacher", "student", "loss", "backward", "optimizer", "EMA and state")
 Module = SelfDistillModule[Any, Any]
 
 
@@ -57,30 +59,6 @@ def jobs(tiny: bool) -> dict[str, Job]:
         "dinov2_vitb": Job(lambda: DINOv2(base, prototypes=prototypes), dinov2(size), stored, batches[2]),
         "byol_r18_32": Job(small, named_recipe("byol", 32), 32, batches[3]),
     }
-
-
-class Timer:
-    """Seconds of each phase; waits for the device at its borders where ``synchronise``."""
-
-    def __init__(self, device: torch.device, synchronise: bool) -> None:
-        self.device, self.synchronise = device, synchronise
-        self.seconds = dict.fromkeys(PHASES, 0.0)
-
-    @contextlib.contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        start = self.now()
-        yield
-        self.seconds[phase] += self.now() - start
-
-    def now(self) -> float:
-        if self.synchronise:
-            wait(self.device)
-        return time.perf_counter()
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 class Run:
@@ -113,9 +91,13 @@ class Run:
 
     def once(self, timer: Timer) -> Tensor:
         """One step from stored images to the moved teacher, in the order of the base class."""
-        module, step = self.module, self.step
         with timer("data"):
             views = self.views()
+        return self.step_of(views, timer)
+
+    def step_of(self, views: Views, timer: Timer) -> Tensor:
+        """The same from views that are made."""
+        module, step = self.module, self.step
         with self.autocast():
             with timer("teacher"), torch.no_grad():
                 targets = module.targets(views)
@@ -146,15 +128,7 @@ def measure(name: str, run: Run, steps: int, peak: float | None) -> list[str]:
         raise SystemExit(f"{name}: the loss is {loss.item()}")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    times = []
-    for _ in range(5):
-        wait(device)
-        start = time.perf_counter()
-        for _ in range(steps):
-            run.once(Timer(device, False))
-        wait(device)
-        times.append((time.perf_counter() - start) / steps)
-    seconds = statistics.median(times)
+    seconds = per_step(lambda: run.once(Timer(device, False)), device, steps)
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
     timer = Timer(device, True)
     for _ in range(steps):
@@ -162,8 +136,34 @@ def measure(name: str, run: Run, steps: int, peak: float | None) -> list[str]:
     whole = sum(timer.seconds.values())
     shares = [f"{timer.seconds[phase] / whole:.0%}" for phase in PHASES]
     used = "–" if peak is None else f"{flops(run) / seconds / (peak * 1e12):.0%}"
+    views = run.views()
+    watched = callbacks_share(run.job.build, views, device, bf16=run.bf16, steps=steps)
     return [name, str(run.job.batch), f"{seconds * 1e3:.1f}", f"{run.job.batch / seconds:,.0f}", used,
-            f"{memory:.1f}", *shares]  # fmt: skip
+            f"{memory:.1f}", *shares, f"{watched:.0%}", *beside(run, views, seconds, steps)]  # fmt: skip
+
+
+def beside(run: Run, views: Views, seconds: float, steps: int) -> list[str]:
+    """How many times faster than lightly: the step from made views, and end to end, whose ``seconds`` are given."""
+    theirs = peer_step(run.job.build(), run.device, bf16=run.bf16)
+    if theirs is None:
+        return ["–", "–"]
+
+    def ours() -> None:
+        run.step_of(views, Timer(run.device, False))
+
+    warm_up(theirs, views)
+    step = per_step(lambda: theirs(views), run.device, steps) / per_step(ours, run.device, steps)
+    if run.job.stored > 32:
+        return [f"{step:.2f}", "–"]
+    workers = 0 if run.device.type == "cpu" else (os.cpu_count() or 1)
+    made = peer_views(run.images, run.device, workers)
+    warm_up(theirs, next(made))
+    return [f"{step:.2f}", f"{per_step(lambda: theirs(next(made)), run.device, steps) / seconds:.2f}"]
+
+
+def warm_up(step: Step, views: Views) -> None:
+    for _ in range(3):
+        step(views)
 
 
 def flops(run: Run) -> int:
@@ -200,7 +200,8 @@ def main() -> None:
         print(*rows[-1], sep=" | ", flush=True)
         del run
         torch.compiler.reset()
-    header = ["job", "batch", "ms a step", "images/s", "model FLOPs utilisation", "peak GiB", *PHASES]
+    header = ["job", "batch", "ms a step", "images/s", "model FLOPs utilisation", "peak GiB", *PHASES,
+              "callbacks, of a Trainer's step", "step, times lightly's", "end to end, times lightly's"]  # fmt: skip
     lines = ["| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *rows)]
     card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU, tiny: no figure means anything"
     text = f"{card}, torch {torch.__version__}, compiled: {compiled} ({given.mode})\n\n" + "\n".join(lines) + "\n"

@@ -22,6 +22,7 @@ from peers_steps import BOTH, STUDENT, crops
 from runs import ROOT, table, write_section
 from torch import Tensor, nn
 
+from selfdistill.allocator import keep_freed_memory
 from selfdistill.assembly import build_callbacks, build_data, build_method, build_trainer
 from selfdistill.config import check
 from selfdistill.methods import DINO, SelfDistillModule
@@ -30,7 +31,7 @@ from selfdistill.teacher import make_teacher
 from selfdistill.teacher.ema import EMA
 from selfdistill.views import Views
 
-STEPS = 4
+STEPS = 6
 Module = SelfDistillModule[Any, Any]
 
 
@@ -177,6 +178,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
+    keep_freed_memory()  # as our commands do
     warnings.filterwarnings("ignore")
     rows: list[list[str]] = []
 

@@ -128,6 +128,19 @@ def test_the_first_non_finite_term_stops_the_run_by_name(tmp_path: Path) -> None
         fit(Minimal(factor=float("nan")), tmp_path)
 
 
+@pytest.mark.parametrize(("device", "looks"), [("cpu", [0, 1, 2, 3, 4, 5]), ("cuda", [0, 3])])
+def test_on_a_device_the_loss_is_looked_at_where_it_is_logged(
+    device: str, looks: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(Minimal, "device", property(lambda self: torch.device(device)))
+    for name in ("log", "log_dict"):  # Lightning puts numbers on the device
+        monkeypatch.setattr(Minimal, name, lambda *_, **__: None)
+    monkeypatch.setattr(Minimal, "_refuse_non_finite", lambda self: seen.append(self.clock.step))
+    fit(Minimal(), tmp_path, loader=batches(6), log_every_n_steps=3)
+    assert seen == looks
+
+
 def test_the_optimizer_follows_the_clock(tmp_path: Path) -> None:
     rates: list[float] = []
 
