@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from selfdistill.config import CONF, Checked, UserError, check, flatten
-from selfdistill.config.pairs import check_pairs
+from selfdistill.config.pairs import check_fits
 from selfdistill.config.ranges import rule_of
 
 GROUPS = (
@@ -70,7 +70,7 @@ def verdict(case: Case, folder: Path) -> str:
         where = (f"file://{folder}",)
     try:
         found = check("train", list(case.overrides), search_path=where)
-        check_pairs(found.plain)
+        check_fits(found.plain)
     except UserError as error:
         line = str(error)
         if "\n" in line or not line.strip() or "Traceback" in line:

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from selfdistill.config import CONF, UserError, check, resolved
 from selfdistill.config.help import help_text
 from selfdistill.config.overrides import without_nulls
-from selfdistill.config.pairs import check_pairs
+from selfdistill.config.pairs import check_fits
 from selfdistill.config.repeat import stored_config
 from selfdistill.files import LOG, remove_if_only
 from selfdistill.processes import IN_SWEEP, check_devices, is_first, refuse_folders_apart, speaks
@@ -72,8 +72,7 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
             checked = [check(name, j, search_path=found, conf=conf or CONF) for j in jobs]
             if not arguments.multirun and config_name == "train":  # the others' folder is the working directory
                 refuse_folders_apart(arguments.overrides)
-                check_pairs(checked[0].plain)
-                check_devices(checked[0].plain["trainer"])
+                _refuse_unfit_parts(name, checked[0].plain)
             for line in dict.fromkeys(line for each in checked for line in each.warnings):
                 if is_first():
                     print(f"warning: {line}", file=sys.stderr)
@@ -188,6 +187,19 @@ def _refuse_unfit(arguments: argparse.Namespace) -> None:
     given = next((o for o in arguments.overrides if o.startswith("run_dir=") and o != "run_dir=null"), None)
     if given is not None:
         raise UserError(f"{given.replace('=', ': ', 1)} given, but the run fills it in; set hydra.run.dir=<folder>")
+
+
+def _refuse_unfit_parts(config_name: str, plain: Mapping[str, Any]) -> None:
+    """What a run here cannot be made of; what it would cost elsewhere can still be asked.
+
+    Raises:
+        UserError: in one line.
+    """
+    if not plain.get("trainer"):
+        raise UserError(f"--config-name: {config_name!r} given, allowed is the configuration of a training, as train")
+    check_fits(plain)
+    if not plain.get("cost_only"):
+        check_devices(plain["trainer"])
 
 
 def refuse_search(overrides: list[str]) -> None:

@@ -6,7 +6,7 @@ The same rules hold where a module is built, whoever builds it, and on a compose
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
@@ -55,7 +55,7 @@ def check_objective(name: str, needs: Collection[str], method: str, accepts: Acc
 
     Args:
         name: the objective's.
-        needs: its ``needs``; tokens and masks are checked where the backbone and the views are known.
+        needs: its ``needs``; those of backbone, views and data are not asked here.
         method: the method's name.
         accepts: what it says of itself.
         teacher: whether there is one.
@@ -110,9 +110,49 @@ def check_masks(reader: str, reads: Iterable[str], made: Iterable[str]) -> None:
         )
 
 
-def masks_read(needs: Collection[str]) -> tuple[str, ...]:
-    """Names of the masks that an objective of these ``needs`` reads."""
-    return ("mask",) if "masks" in needs else ()
+def check_readers_of_masks(
+    method: str, accepts: Accepts, needs: Mapping[str, Collection[str]], made: Collection[str]
+) -> None:
+    """Refuse views that do not make the masks (of names ``made``) that a method and its objectives read.
+
+    Args:
+        method: its name.
+        accepts: what it says of itself.
+        needs: of each of its objectives.
+        made: names of the masks.
+    """
+    check_masks(method, accepts.masks, made)
+    for name, wanted in needs.items():
+        check_masks(f"objective.{name}", ("mask",) if "masks" in wanted else (), made)
+
+
+def readers_of_tokens(method: str, accepts: Accepts, needs: Mapping[str, Collection[str]]) -> list[str]:
+    """Who needs patch tokens of the backbone: the method, objectives as ``objective.<name>``."""
+    objectives = [f"objective.{name}" for name, wanted in needs.items() if "tokens" in wanted]
+    return [method, *objectives] if accepts.tokens else objectives
+
+
+def refuse_backbone(name: str, near: Collection[str]) -> NoReturn:
+    """For a name that is no backbone's; ``near`` are the nearest ones that are."""
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    raise ValueError(f"backbone.name: {name!r} given, allowed is small_cnn, small_vit or a timm model{hint}")
+
+
+def check_weights(given: Iterable[str], known: Collection[str]) -> None:
+    """Refuse weights of what is neither a term nor an objective."""
+    for name in given:
+        if name not in known:
+            raise ValueError(f"weights: {name!r} given, allowed is {', '.join(sorted(known))}")
+
+
+def check_batch_size(batch: int, images: int, processes: int = 1) -> None:
+    """Refuse a batch of more images than a process has of the training set."""
+    most = images // processes
+    if batch > most:
+        share = "" if processes == 1 else f", {most} for each of {processes} processes"
+        raise ValueError(
+            f"data.batch_size: {batch} given, the training set has {images} images{share}; give at most {most}"
+        )
 
 
 def check_precision(precision: str) -> None:

@@ -21,7 +21,7 @@ from trainers import bare_trainer
 
 from selfdistill.assembly import build_data
 from selfdistill.config import CONF, UserError, resolved
-from selfdistill.config.pairs import check_pairs
+from selfdistill.config.pairs import check_fits
 from selfdistill.data import DataModule
 from selfdistill.objectives import Objective
 
@@ -168,7 +168,7 @@ def test_it_is_refused_before_torch_is_loaded_too(pair: Pair) -> None:
     views = None if REFUSED[pair] == "views" or row.get("method") == "ijepa_like" else "ibot"
     config = docs.variant(row.pop("method", "byol_like"), views=views, **row)
     with pytest.raises(UserError) as caught:
-        check_pairs(resolved(config))
+        check_fits(resolved(config))
     found = docs.REFUSAL.fullmatch(str(caught.value))
     assert found is not None, str(caught.value)
     assert found["setting"] == REFUSED[pair]
@@ -177,7 +177,7 @@ def test_it_is_refused_before_torch_is_loaded_too(pair: Pair) -> None:
 @pytest.mark.parametrize("row", cover(), ids=lambda row: "-".join(row.values()))
 def test_what_goes_together_is_let_through(row: Row) -> None:
     _, views = docs.build(**row)
-    check_pairs(resolved(docs.variant(row.pop("method"), views=views, **row)))
+    check_fits(resolved(docs.variant(row.pop("method"), views=views, **row)))
 
 
 def test_the_page_is_current() -> None:

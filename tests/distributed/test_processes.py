@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from selfdistill.assembly import build_method, build_trainer
@@ -71,6 +74,47 @@ def test_slurm_gives_nodes_and_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_more_devices_than_there_are(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         check_devices(settings)
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_a_gpu_that_is_not_there_is_named(accelerator: str) -> None:
+    with pytest.raises(UserError, match=f"trainer.accelerator: {accelerator} given, this machine has no GPU; allowed"):
+        check_devices({"accelerator": accelerator, "devices": 1})
+    with pytest.raises(UserError, match="trainer.devices: 10000 given, this machine has .* CPU cores"):
+        check_devices({"accelerator": "auto", "devices": 10_000})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ("trainer.devices=10000", "trainer.devices: 10000 given"),
+        ("trainer=slurm", "trainer: slurm given, but SLURM started no process here"),
+        ("method=msn_like backbone=small_cnn", "backbone: small_cnn given to MSN"),
+    ],
+)
+def test_a_command_that_cannot_work_leaves_no_folder(overrides: str, says: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "src.train", *overrides.split(), f"hydra.run.dir={tmp_path / 'run'}"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {says}")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cost_can_be_asked_for_devices_that_are_elsewhere(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "src.train", "cost_only=true", "trainer=ddp", "trainer.devices=64", "data=imagenet",
+         "trainer.accelerator=gpu", "method=byol_like", f"hydra.run.dir={tmp_path / 'run'}"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_one_device_is_always_there() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selfdistill.compatibility import Accepts, refuse_divergence
 from selfdistill.divergences import Cosine
-from selfdistill.heads import MLP
+from selfdistill.heads import MLP, NoHead
 from selfdistill.methods import BYOL, DINO, IBOT, MSN, MoCo, SelfDistillModule
 from selfdistill.networks import SmallCNN, Tower, build_backbone
 from selfdistill.objectives import MeMax
@@ -42,6 +42,18 @@ def test_a_method_that_declares_nothing_takes_anything() -> None:
     assert not hasattr(plain(), "divergence")
     assert plain(teacher=TeacherPolicy.none(), divergence=Cosine()).divergence.domain == "features"
     assert plain(divergence=lambda s, t: (s - t).abs().sum(-1)).divergence.domain == "logits"
+
+
+def test_what_has_no_projection_is_found_without_being_declared() -> None:
+    module = Plain(Tower(cnn(), NoHead()), optimizer=OptimizerRecipe("sgd", 0.1), teacher=TeacherPolicy.ema(0.9))
+    assert module.accepts.projects
+    with pytest.raises(ValueError, match=r"objective\.me_max: Plain given, which does not project whole images"):
+        Plain(
+            Tower(cnn(), NoHead()),
+            optimizer=OptimizerRecipe("sgd", 0.1),
+            teacher=TeacherPolicy.ema(0.9),
+            objectives={"me_max": MeMax()},
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""Choices of different groups that do not go together are refused before torch is loaded.
+"""What a run is made of is held against each other before torch is loaded.
 
-Methods, objectives, divergences and masks say of themselves what they need; it is read from their source. What cannot
-be told from there is left to the constructors, which apply the same rules.
+Methods, objectives and divergences say of themselves what they need (:mod:`selfdistill.config.facts`); of backbones,
+masks and data, those of this package are known. The rules are those of :mod:`selfdistill.compatibility`, which hold
+again where things are built: what cannot be told here is refused there.
 """
 
 from __future__ import annotations
@@ -11,30 +12,37 @@ from typing import Any
 
 from selfdistill.compatibility import (
     Accepts,
+    check_batch_size,
     check_divergence,
-    check_masks,
     check_objective,
+    check_readers_of_masks,
     check_teacher,
-    masks_read,
+    check_weights,
+    readers_of_tokens,
+    refuse_backbone,
     refuse_divergence,
     refuse_without_tokens,
 )
+from selfdistill.config.backbones import has_tokens, near_backbones
 from selfdistill.config.errors import UserError
-from selfdistill.config.facts import fact, has_tokens, near_backbones, term_names
+from selfdistill.config.facts import fact, term_names
 from selfdistill.config.signatures import signature
 
+_OURS = "selfdistill."
 
-def check_pairs(plain: Mapping[str, Any]) -> None:
-    """Refuse parts that do not go together.
+
+def check_fits(plain: Mapping[str, Any]) -> None:
+    """Refuse parts that do not go together, and data that cannot be trained on; the latter are not asked for a cost.
 
     Raises:
         UserError: in one line that says what to choose.
     """
     try:
-        _check_backbone(plain)
         if isinstance(target := _target(plain.get("method")), str):
+            _check_backbone(plain.get("backbone") or {}, target)
             _check_method(plain, target)
-        _check_data(plain.get("data") or {})
+        if not plain.get("cost_only"):
+            _check_data(plain.get("data") or {})
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -44,32 +52,32 @@ def _check_method(plain: Mapping[str, Any], target: str) -> None:
     accepts = fact(target, "accepts", {"Accepts": Accepts})
     if not isinstance(accepts, Accepts):
         return
-    source = "none" if str(_target(plain.get("teacher"))).endswith(".TeacherPolicy.none") else "student"
+    source = "none" if _target(plain.get("teacher")) == "selfdistill.teacher.TeacherPolicy.none" else "student"
     check_teacher(method, accepts, source)
     _check_divergence(plain, target, accepts)
-    objectives = {
-        str(fact(path, "name") or key): fact(path, "needs") or frozenset() for key, path in _objectives(plain).items()
-    }
-    for name, needs in objectives.items():
-        check_objective(name, needs, method, accepts, teacher=source != "none")
-    backbone = (plain.get("backbone") or {}).get("name")
-    readers = [method] if accepts.tokens else []
-    readers += [f"objective.{name}" for name, needs in objectives.items() if "tokens" in needs]
-    if readers and isinstance(backbone, str) and has_tokens(backbone) is False:
-        refuse_without_tokens("backbone", backbone, readers[0])
+    nodes = plain.get("objective") or {}
+    paths = {key: path for key, node in nodes.items() if isinstance(path := _target(node), str)}
+    needs = {str(fact(p, "name") or key): fact(p, "needs") or frozenset() for key, p in paths.items()}
+    for name, wanted in needs.items():
+        check_objective(name, wanted, method, accepts, teacher=source != "none")
+    backbone = plain.get("backbone") or {}
+    readers = readers_of_tokens(method, accepts, needs)
+    if readers and _known(backbone) and has_tokens(backbone["name"]) is False:
+        refuse_without_tokens("backbone", backbone["name"], readers[0])
     masks = (plain.get("views") or {}).get("masks", {})
-    made = () if masks is None else fact(str(_target(masks)), "makes")
+    ours = str(_target(masks)).startswith(_OURS)
+    made = () if masks is None else fact(str(_target(masks)), "makes") if ours else None
     if isinstance(made, tuple):
-        check_masks(method, accepts.masks, made)
-        for name, needs in objectives.items():
-            check_masks(f"objective.{name}", masks_read(needs), made)
-    _check_weights(plain, target)
+        check_readers_of_masks(method, accepts, needs, made)
+    terms = [term_names(path) for path in (target, *paths.values())]
+    if None not in terms:
+        check_weights(plain.get("weights") or {}, {*paths, *(name for names in terms for name in names or ())})
 
 
 def _check_divergence(plain: Mapping[str, Any], target: str, accepts: Accepts) -> None:
     path = _target(plain.get("divergence"))
     taken = signature(target)
-    if not isinstance(path, str) or taken is None:
+    if not isinstance(path, str) or taken is None or taken.open:
         return
     method, name = target.rpartition(".")[2], path.rpartition(".")[2]
     if "divergence" not in taken.parameters:
@@ -79,42 +87,28 @@ def _check_divergence(plain: Mapping[str, Any], target: str, accepts: Accepts) -
         check_divergence(method, accepts, name, domain)
 
 
-def _check_weights(plain: Mapping[str, Any], target: str) -> None:
-    """Weights are of terms, or of objectives."""
-    objectives = _objectives(plain)
-    stated = [term_names(path) for path in (target, *objectives.values())]
-    if any(names is None for names in stated):
-        return
-    known = {*objectives, *(name for names in stated for name in names or ())}
-    for name in plain.get("weights") or {}:
-        if name not in known:
-            raise ValueError(f"weights: {name!r} given, allowed is {', '.join(sorted(known))}")
+def _known(backbone: Mapping[str, Any]) -> bool:
+    """Whether a name says which network it is: anything else may make of it what it likes."""
+    return _target(backbone) == "selfdistill.networks.build_backbone" and isinstance(backbone.get("name"), str)
 
 
-def _check_backbone(plain: Mapping[str, Any]) -> None:
-    name = (plain.get("backbone") or {}).get("name")
-    near = near_backbones(name) if isinstance(name, str) else None
-    if near is not None:
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ValueError(f"backbone.name: {name!r} given, allowed is small_cnn, small_vit or a timm model{hint}")
+def _check_backbone(backbone: Mapping[str, Any], method: str) -> None:
+    # the module of the user's own method may register networks with timm
+    if _known(backbone) and method.startswith(_OURS) and (near := near_backbones(backbone["name"])):
+        refuse_backbone(backbone["name"], near)
 
 
 def _check_data(data: Mapping[str, Any]) -> None:
-    """A folder has to be given, and a batch is no larger than the training set, where that is known."""
     source = data.get("source") or {}
+    target = str(_target(source))
+    if not target.startswith(_OURS):
+        return
     if "root" in source and source["root"] is None:
-        raise ValueError("data.root: not given, allowed is the folder that holds the images; set data.root=<folder>")
-    size = source.get("train", fact(str(source.get("_target_")), "num_train"))
+        raise ValueError("data.root: null given, allowed is the folder that holds the images; set data.root=<folder>")
+    size = source.get("train") if target == "selfdistill.data.Shapes" else fact(target, "num_train")
     batch, limit = data.get("batch_size"), data.get("limit")
     if isinstance(size, int) and isinstance(batch, int):
-        most = min(size, limit) if isinstance(limit, int) else size
-        if batch > most:
-            raise ValueError(f"data.batch_size: {batch} given, the training set has {most} images; give at most {most}")
-
-
-def _objectives(plain: Mapping[str, Any]) -> dict[str, str]:
-    nodes = plain.get("objective") or {}
-    return {key: path for key, node in nodes.items() if isinstance(path := _target(node), str)}
+        check_batch_size(batch, min(size, limit) if isinstance(limit, int) else size)
 
 
 def _target(node: Any) -> Any:

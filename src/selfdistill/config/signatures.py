@@ -10,7 +10,17 @@ from functools import cache
 from pathlib import Path
 
 # Bases whose constructors take nothing that a configuration gives.
-_BARE = {"object", "ABC", "Module", "Callback", "Protocol", "Dataset", "LightningDataModule", "LightningModule"}
+BARE = {
+    "object",
+    "ABC",
+    "Generic",
+    "Module",
+    "Callback",
+    "Protocol",
+    "Dataset",
+    "LightningDataModule",
+    "LightningModule",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,10 +165,14 @@ def _of_class(source: Source, node: ast.ClassDef) -> Signature | None:
 def _of_bases(source: Source, node: ast.ClassDef) -> Signature | None:
     for base in node.bases:
         text = ast.unparse(base.value if isinstance(base, ast.Subscript) else base)
-        if text.rpartition(".")[2] in _BARE:
+        if text.rpartition(".")[2] in BARE:
             continue
         found = within(source, text.split("."))
-        return None if found is None or not isinstance(found[1], ast.ClassDef) else _of_class(found[0], found[1])
+        if found is None or not isinstance(found[1], ast.ClassDef):
+            return None
+        stated = _of_class(found[0], found[1])
+        if stated != Signature():  # without a constructor the next base is asked
+            return stated
     return Signature()
 
 

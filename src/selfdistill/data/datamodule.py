@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from selfdistill.compatibility import check_batch_size
 from selfdistill.data.batches import EvaluationBatches, RawBatches, whole_images
 from selfdistill.data.images import Images, TensorImages
 from selfdistill.data.labels import check_labelled, labelled_part
@@ -96,7 +97,7 @@ class DataModule(L.LightningDataModule):
         Raises:
             ValueError: a split is missing, or more samples a batch than there are, or views that these images forbid.
         """
-        self._check_batch_size()
+        check_batch_size(self.batch_size, self.num_train, world_size())
         if self.labelled:
             for name in SPLITS:
                 self._split(name)
@@ -151,7 +152,7 @@ class DataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Loader of `RawBatch` (batched engine; the transfer hook makes the views) or of `Views` (CPU engine)."""
-        self._check_batch_size()
+        check_batch_size(self.batch_size, self.num_train, world_size())
         train = copy.copy(self._split("train"))
         train.labels = labelled_part(train.labels, self._labelled_part)
         batches: Dataset[Any]
@@ -231,12 +232,3 @@ class DataModule(L.LightningDataModule):
                 images = SkippingImages(images)
             self._splits[name] = images
         return self._splits[name]
-
-    def _check_batch_size(self) -> None:
-        most = self.num_train // world_size()
-        if self.batch_size > most:
-            share = "" if world_size() == 1 else f", {most} for each of {world_size()} processes"
-            raise ValueError(
-                f"data.batch_size: {self.batch_size} given, the training set has {self.num_train} images{share}; "
-                f"give at most {most}"
-            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 from selfdistill.compatibility import (
     Accepts,
     check_divergence,
-    check_masks,
     check_objective,
+    check_readers_of_masks,
     check_teacher,
-    masks_read,
+    readers_of_tokens,
     refuse_without_tokens,
 )
 from selfdistill.divergences import Divergence, as_divergence
+from selfdistill.heads import NoHead
 from selfdistill.networks import Tower
 from selfdistill.teacher import TeacherPolicy
 
@@ -33,13 +35,11 @@ def check_parts(
         ValueError: in one line that says what to choose.
     """
     check_teacher(method, accepts, teacher.source)
-    readers = [method] if accepts.tokens else []
-    for key, objective in objectives.items():
-        name = getattr(objective, "name", key)
-        needs: frozenset[str] = getattr(objective, "needs", frozenset())
-        check_objective(name, needs, method, accepts, teacher=teacher.source != "none")
-        if "tokens" in needs:
-            readers.append(f"objective.{name}")
+    needs = _needs(objectives)
+    accepts = replace(accepts, projects=accepts.projects and not isinstance(student.head, NoHead))
+    for name, wanted in needs.items():
+        check_objective(name, wanted, method, accepts, teacher=teacher.source != "none")
+    readers = readers_of_tokens(method, accepts, needs)
     for setting, tower in (("backbone", student), ("teacher.network", teacher.network)):
         if readers and isinstance(tower, Tower) and not tower.backbone.has_tokens:
             refuse_without_tokens(setting, type(tower.backbone).__name__, readers[0])
@@ -64,6 +64,8 @@ def check_read_masks(module: SelfDistillModule[Any, Any], made: Mapping[str, Ten
     Raises:
         ValueError: naming the reader and the masks.
     """
-    check_masks(type(module).__name__, module.accepts.masks, made)
-    for name, objective in module.objectives.items():
-        check_masks(f"objective.{name}", masks_read(getattr(objective, "needs", frozenset())), made)
+    check_readers_of_masks(type(module).__name__, module.accepts, _needs(dict(module.objectives.items())), list(made))
+
+
+def _needs(objectives: Mapping[str, nn.Module]) -> dict[str, frozenset[str]]:
+    return {getattr(o, "name", key): getattr(o, "needs", frozenset()) for key, o in objectives.items()}

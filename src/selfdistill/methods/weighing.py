@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
 
+from selfdistill.compatibility import check_weights
 from selfdistill.objectives import Objective
 from selfdistill.schedules import Clock, Schedule, as_schedule
 from selfdistill.views import Views
@@ -50,8 +51,6 @@ def weighed(
                 raise ValueError(f"objective: the term {name!r} exists twice; set weights.{name}=… instead")
             terms[name], owners[name] = term, owner
     known = {*terms, *owners.values()}
-    for name in weights:
-        if name not in known:
-            raise ValueError(f"weights: {name!r} given, allowed is {', '.join(sorted(known))}")
+    check_weights(weights, known)
     one = as_schedule(1.0)
     return terms, {name: weights.get(name, weights.get(owner, one))(clock) for name, owner in owners.items()}

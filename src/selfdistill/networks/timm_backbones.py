@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from selfdistill.compatibility import refuse_backbone
 from selfdistill.heads import sincos_2d
 from selfdistill.networks.backbones import Backbone, Features, ModuleBackbone, block_positions
 from selfdistill.networks.published import load_published
@@ -194,8 +195,7 @@ def _build(
         return vit
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, ["small_cnn", "small_vit", *timm.list_models()], n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ValueError(f"backbone.name: {name!r} given, allowed is small_cnn, small_vit or a timm model{hint}")
+        refuse_backbone(name, near)
     arguments: dict[str, Any] = {"num_classes": 0, "in_chans": channels, "pretrained": pretrained}
     if drop_path:
         arguments["drop_path_rate"] = drop_path

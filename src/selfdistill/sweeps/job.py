@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from selfdistill.config import UserError, check, hydra_kept
-from selfdistill.config.pairs import check_pairs
+from selfdistill.config.pairs import check_fits
 from selfdistill.config.quoting import quoted
 from selfdistill.processes import IN_SWEEP
 from selfdistill.report.sweep import Job, Status, write_job
@@ -94,7 +94,7 @@ def _identified(about: dict[str, Any], overrides: list[str]) -> tuple[str, str]:
     try:
         with hydra_kept():
             checked = check(config["name"], overrides, search_path=config["search_path"], conf=Path(config["conf"]))
-            check_pairs(checked.plain)
+            check_fits(checked.plain)
         return identity(checked.config), ""
     except UserError as error:
         return "", " ".join(str(error).split())

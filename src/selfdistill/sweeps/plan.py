@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from selfdistill.config import CONF, Checked, UserError, check, flatten
 from selfdistill.config.hints import elsewhere
-from selfdistill.config.pairs import check_pairs
+from selfdistill.config.pairs import check_fits
 from selfdistill.config.quoting import searched
 
 _LAUNCHING = ("hydra/launcher", "hydra.launcher", "hydra/sweeper", "hydra.sweeper", "hydra.sweep.")
@@ -57,14 +57,22 @@ class Plan:
     search_path: list[str]
     conf: Path
 
+    def composed(self, overrides: list[str]) -> Checked:
+        """The configuration of what all jobs of a search have; what is searched may be what makes the parts fit.
+
+        Raises:
+            UserError: it cannot work.
+        """
+        return check(self.config_name, overrides, search_path=self.search_path, conf=self.conf)
+
     def check(self, overrides: list[str]) -> Checked:
         """One job's configuration.
 
         Raises:
             UserError: it cannot work.
         """
-        checked = check(self.config_name, overrides, search_path=self.search_path, conf=self.conf)
-        check_pairs(checked.plain)
+        checked = self.composed(overrides)
+        check_fits(checked.plain)
         return checked
 
 

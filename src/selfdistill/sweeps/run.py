@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from selfdistill.config import CONF, UserError, check
+from selfdistill.config import CONF, UserError
 from selfdistill.config.quoting import quoted
 from selfdistill.files import write_text
 from selfdistill.report import write_report
@@ -91,9 +91,7 @@ def _checked(asked: Plan) -> tuple[list[dict[str, Any]] | None, dict[int, str]]:
     jobs: list[dict[str, Any]] = []
     refused: dict[int, str] = {}
     if asked.jobs is None and not any((CONF / key).is_dir() for key in asked.swept):
-        # what is searched may be what makes the parts fit
-        name, path, conf = asked.config_name, asked.search_path, asked.conf
-        warnings = check(name, asked.fixed, search_path=path, conf=conf).warnings
+        warnings = asked.composed(asked.fixed).warnings
     for number, overrides in enumerate(asked.jobs or []):
         jobs.append({"overrides": overrides, "identity": None})
         try:

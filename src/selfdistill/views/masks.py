@@ -46,7 +46,10 @@ _STREAM = -1
 
 
 class MaskMaker(Protocol):
-    """`maker(batch, generator)`: tensors of `batch` rows by name."""
+    """`maker(batch, generator)`: tensors of `batch` rows by name.
+
+    Those of this package state the names in `makes`, by which a method that reads others is refused before it is built.
+    """
 
     @property
     def grid(self) -> Sequence[int]:
