@@ -7,6 +7,7 @@ import errno
 import importlib
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from selfdistill.config import CONF, UserError, check, resolved
 from selfdistill.config.help import help_text
 from selfdistill.config.overrides import without_nulls
 from selfdistill.config.pairs import check_fits
-from selfdistill.config.repeat import stored_config
+from selfdistill.config.repeat import refuse_groups, stored_config
 from selfdistill.files import LOG, remove_if_only
 from selfdistill.processes import IN_SWEEP, check_devices, is_first, refuse_folders_apart, speaks
 
@@ -45,6 +46,7 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
     A single run is composed and checked before Hydra makes its folder. Exit codes: 0 done, 2 a mistake
     in the command, 130 stopped by Ctrl-C, 143 by SIGTERM, 1 anything else.
     """
+    _refuse_dashes()
     arguments = get_args_parser().parse_intermixed_args()
     _overrides_last(arguments, config_name)
     own_errors = "HYDRA_FULL_ERROR" not in os.environ
@@ -58,6 +60,8 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
             return
         _refuse_unfit(arguments)
         conf = stored_config(arguments) if config_name == "train" else None
+        if conf is not None:
+            refuse_groups(conf, arguments.overrides)
         if arguments.multirun and config_name == "train" and not (arguments.cfg or arguments.info):
             from selfdistill.sweeps import sweep
 
@@ -160,6 +164,16 @@ def preview() -> None:
 def report() -> None:
     """The command ``selfdistill-report``."""
     launch(_report, "report")
+
+
+def _refuse_dashes() -> None:
+    """What argparse would answer with its usage: a setting written as a flag."""
+    flags = {flag for action in get_args_parser()._actions for flag in action.option_strings}
+    for text in sys.argv[1:]:
+        name = text.partition("=")[0]
+        # argparse takes the beginnings of its flags too
+        if re.fullmatch(r"--\w[\w./]*=.*", text, re.DOTALL) and not any(flag.startswith(name) for flag in flags):
+            _end(f"error: {name}: given as a flag, settings have no dashes; write {text.lstrip('-')}", 2)
 
 
 def _overrides_last(arguments: argparse.Namespace, config_name: str) -> None:

@@ -14,6 +14,10 @@ Domain = Literal["features", "logits"]
 Source = Literal["student", "none"]
 
 
+# The views that make masks of a name.
+_MAKERS = {"mask": "ibot, dinov2 or data2vec", "keep": "msn", "context": "ijepa", "targets": "ijepa"}
+
+
 @dataclass(frozen=True)
 class Accepts:
     """What a method works with, beside the needs of its objectives; the default is everything.
@@ -88,7 +92,7 @@ def check_divergence(method: str, accepts: Accepts, name: str, domain: str) -> N
     if domain not in accepts.divergences:
         raise ValueError(
             f"divergence: {name} given to {method}, but it compares {' or '.join(accepts.divergences)}; "
-            "choose cross_entropy, kl, kl_reverse or js"
+            "choose divergence=cross_entropy, kl, kl_reverse or js"
         )
 
 
@@ -104,9 +108,12 @@ def check_masks(reader: str, reads: Iterable[str], made: Iterable[str]) -> None:
     """Refuse views that do not make the masks (of names ``made``) that a method or ``objective.<name>`` reads."""
     missing = sorted(set(reads).difference(made))
     if missing:
-        own = "views=ibot, dinov2 or data2vec" if reader.startswith("objective.") else "the method's own views"
+        choose = next(
+            (f"views={views}" for mask, views in _MAKERS.items() if mask in missing), "the method's own views"
+        )
         raise ValueError(
-            f"views: no masks {', '.join(missing)} given to {reader}, but it reads such masks; choose {own}"
+            f"views: views without masks ({', '.join(missing)}) given to {reader}, but it reads those masks; "
+            f"choose {choose}"
         )
 
 

@@ -46,6 +46,14 @@ def clear_errors() -> Iterator[None]:
         if _raised_here(error):
             raise UserError(str(error)) from error
         raise
+    except Exception as error:
+        if not type(error).__module__.startswith("wandb."):
+            raise
+        said = " ".join(str(error).split()).rstrip(".")
+        raise UserError(
+            f"logger.offline: false given, but wandb does not take the run ({said}); log in (wandb login), or leave it "
+            "out"
+        ) from error
 
 
 def quiet() -> None:

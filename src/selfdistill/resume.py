@@ -105,7 +105,9 @@ def check_fits(found: Continued, module: SelfDistillModule[Any, Any]) -> None:
     about = stored["selfdistill"]
     method, wanted = about["method"], type(module).__name__
     if method != wanted:
-        raise UserError(f"ckpt_path: a checkpoint of {method} given, this run is {wanted}")
+        raise UserError(
+            f"ckpt_path: a checkpoint of {method} given, this run is {wanted}; give the method of the checkpoint"
+        )
     mine, theirs = module.state_dict(), stored["state_dict"]
     for name in [*mine, *theirs]:
         if (

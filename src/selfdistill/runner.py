@@ -48,9 +48,16 @@ from selfdistill.failures import clear_errors, quiet
 from selfdistill.files import whole_file, write_text
 from selfdistill.methods import SelfDistillModule
 from selfdistill.processes import is_first
-from selfdistill.report.ending import last_report
+from selfdistill.report.ending import last_report, report_of_a_stop
 from selfdistill.resume import AUTO, carry_over, check_fits, find, longer
-from selfdistill.run_folder import claim, method_name, remove_if_empty, tell_unreadable
+from selfdistill.run_folder import (
+    claim,
+    continued_by,
+    method_name,
+    release,
+    remove_if_empty,
+    tell_unreadable,
+)
 from selfdistill.sharding import consolidated
 from selfdistill.text_table import duration
 from selfdistill.unused import check_shots, check_used, with_known_monitors
@@ -86,18 +93,20 @@ def fit(config: DictConfig) -> float | None:
         raise
     except KeyboardInterrupt:
         if (folder / "checkpoints" / LAST).exists():
-            again = "" if config.ckpt_path == AUTO else f" with ckpt_path={folder}"
             if is_first():
+                again = continued_by(config, folder)
                 print(f"\nstopped outside the training; the same command{again} goes on", file=sys.stderr)
             sys.exit(130)
         remove_if_empty(folder)
         raise
     except TrainingInterrupted as stop:
-        again = "" if config.ckpt_path == AUTO else f" with ckpt_path={stop.checkpoint}"
+        again = "" if stop.checkpoint is None else continued_by(config, stop.checkpoint)
         then = "nothing to continue" if stop.checkpoint is None else f"the same command{again} continues it"
         if is_first():
             print(f"\n{stop}: {then}", file=sys.stderr)
         sys.exit(128 + stop.signal_number)
+    finally:
+        release(folder)
 
 
 def _fit(config: DictConfig, folder: Path) -> float | None:
@@ -152,6 +161,10 @@ def _fit(config: DictConfig, folder: Path) -> float | None:
     try:
         checkpoint = None if continued is None else str(continued.path)
         trainer.fit(module, datamodule, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+    except BaseException as error:
+        if trainer.is_global_zero:
+            report_of_a_stop(trainer, folder, error)
+        raise
     finally:
         if trainer.is_global_zero:
             tell_unreadable(datamodule.unreadable, folder / "unreadable.txt")

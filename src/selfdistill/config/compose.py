@@ -132,8 +132,10 @@ def check_paths(plain: Mapping[str, Any]) -> None:
             raise UserError(f"{key}: {paths[key]!r} given, no such file; allowed is <run>/checkpoints/last.ckpt{also}")
     root = paths.get("data.root")
     url = re.match(r"\w{2,}:", str(root))
-    if root is not None and not url and not paths.get("data.download") and not Path(root).is_dir():
-        raise UserError(f"data.root: {root!r} given, no such folder; give the folder that holds the images")
+    wanted = root is not None and not url and not paths.get("data.download") and not plain.get("cost_only")
+    if wanted and not Path(str(root)).is_dir():
+        fetched = ", or data.download=true fetches them into it" if "data.download" in paths else ""
+        raise UserError(f"data.root: {root!r} given, no such folder; give the folder that holds the images{fetched}")
 
 
 def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:

@@ -7,7 +7,8 @@ again where things are built: what cannot be told here is refused there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from selfdistill.compatibility import (
@@ -62,16 +63,29 @@ def _check_method(plain: Mapping[str, Any], target: str) -> None:
         check_objective(name, wanted, method, accepts, teacher=source != "none")
     backbone = plain.get("backbone") or {}
     readers = readers_of_tokens(method, accepts, needs)
-    if readers and _known(backbone) and has_tokens(backbone["name"]) is False:
-        refuse_without_tokens("backbone", backbone["name"], readers[0])
     masks = (plain.get("views") or {}).get("masks", {})
     ours = str(_target(masks)).startswith(_OURS)
     made = () if masks is None else fact(str(_target(masks)), "makes") if ours else None
-    if isinstance(made, tuple):
-        check_readers_of_masks(method, accepts, needs, made)
+    problems: list[str] = []  # one command mends both
+    with _noted(problems):
+        if readers and _known(backbone) and has_tokens(backbone["name"]) is False:
+            refuse_without_tokens("backbone", backbone["name"], readers[0])
+    with _noted(problems):
+        if isinstance(made, tuple):
+            check_readers_of_masks(method, accepts, needs, made)
+    if problems:
+        raise ValueError("; and ".join(problems))
     terms = [term_names(path) for path in (target, *paths.values())]
     if None not in terms:
         check_weights(plain.get("weights") or {}, {*paths, *(name for names in terms for name in names or ())})
+
+
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        problems.append(str(error))
 
 
 def _check_divergence(plain: Mapping[str, Any], target: str, accepts: Accepts) -> None:

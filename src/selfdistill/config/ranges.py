@@ -112,6 +112,7 @@ RULES: dict[str, Range] = {
 CHOICES = {
     "accumulate": ("plain", "exact"),
     "optimizer.name": ("adamw", "sgd", "lars"),
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
     # half-precision weights: a teacher with momentum of .996 and more would never move
     "trainer.precision": ("32-true", "32", "64-true", "64", "bf16-mixed", "16-mixed", "null"),
 }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from selfdistill.config.errors import UserError
+from selfdistill.config.overrides import split
 
 _FLAGS = ("--config-path", "-cp")
 # What the stored configuration leaves to Hydra: a folder of its own, and the log in it.
@@ -55,6 +56,21 @@ def stored_config(arguments: argparse.Namespace) -> Path | None:
     flags += ["--multirun"] if arguments.multirun else []
     sys.argv = [sys.argv[0], "--config-path", str(folder), "--config-name", "config", *flags, *arguments.overrides]
     return folder
+
+
+def refuse_groups(conf: Path, overrides: Sequence[str]) -> None:
+    """The stored configuration of a run has no groups to choose from.
+
+    Raises:
+        UserError: one was given.
+    """
+    if (conf / "provenance.json").is_file():
+        for group, text in split(overrides)[1]:
+            if not group.startswith("hydra"):
+                raise UserError(
+                    f"{group}: {text.partition('=')[2]} given, but the configuration of a run has no groups; set "
+                    f"single keys ({group}.…=), or give what it was made with to python -m src.train"
+                )
 
 
 def relocatable(plain: Mapping[str, Any], folder: str) -> dict[str, Any]:

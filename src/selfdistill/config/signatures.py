@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -149,7 +149,8 @@ def _of_class(source: Source, node: ast.ClassDef) -> Signature | None:
             return own
         # a class of ours hands on what it does not name; what others do with it is not known
         ours = all(p.source.name.startswith("selfdistill.") for p in bases.parameters.values())
-        return Signature({**bases.parameters, **own.parameters}, bases.open or not (bases.parameters and ours))
+        inherited = {n: p if ours else replace(p, required=False) for n, p in bases.parameters.items()}
+        return Signature({**inherited, **own.parameters}, bases.open or not (bases.parameters and ours))
     inherited = _of_bases(source, node)
     if not any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return inherited

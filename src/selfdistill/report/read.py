@@ -46,6 +46,7 @@ class Run:
         provenance: ``provenance.json``; empty without one.
         series: the finite values of ``metrics.csv`` by name; empty without one.
         alarms: of the collapse monitor.
+        stopped: why it did not reach its end, where it was an error or a signal.
         pictures: views, neighbours, map and attention.
     """
 
@@ -56,15 +57,17 @@ class Run:
     series: dict[str, Series]
     provenance: dict[str, Any] = field(default_factory=dict)
     alarms: list[dict[str, Any]] = field(default_factory=list)
+    stopped: str = ""
     pictures: Pictures = field(default_factory=Pictures)
 
 
-def read_run(folder: Path, alarms: list[dict[str, Any]] | None = None) -> Run:
+def read_run(folder: Path, alarms: list[dict[str, Any]] | None = None, stopped: str = "") -> Run:
     """Read what there is; only ``config.yaml`` has to be.
 
     Args:
         folder: of the run.
         alarms: so far, for a run that goes on; None takes those of the summary.
+        stopped: why it did not reach its end.
 
     Raises:
         UserError: ``folder`` holds no run, or one of its files is damaged.
@@ -88,7 +91,7 @@ def read_run(folder: Path, alarms: list[dict[str, Any]] | None = None) -> Run:
         raise UserError(f"run: {str(folder)!r} given, its config.yaml is of something else; {_ALLOWED}")
     alarms = summary.get("alarms") or [] if alarms is None else alarms
     name, defaults = folder.resolve().name, _defaults(summary.get("method"))
-    return Run(name, config, defaults, summary, series, provenance, alarms, pictures)
+    return Run(name, config, defaults, summary, series, provenance, alarms, stopped, pictures)
 
 
 def read_series(file: Path) -> dict[str, Series]:

@@ -28,9 +28,10 @@ def verdict(run: Run) -> str:
     standing = next((alarm for alarm in reversed(alarms) if alarm["kind"] == summary.get("collapse")), None)
     bad = ""
     if not summary:
-        seen = ", ".join(_named(a).lower() for a in alarms)
-        bad = " bad" if alarms else ""
-        said = f"Not ended: this is what the run has left so far{f'; seen: {seen}' if alarms else ''}."
+        seen = f"; seen: {', '.join(_named(a).lower() for a in alarms)}" if alarms else ""
+        bad = " bad" if alarms or run.stopped else ""
+        why = f"Stopped before its end: {run.stopped}. This is" if run.stopped else "Not ended: this is"
+        said = f"{why} what the run has left so far{seen}."
     elif standing is not None:
         bad = " bad"
         said = f"{_named(standing)}: {standing['line'].partition(': ')[2]}."
