@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
 
 from selfdistill.provenance import provenance
 from selfdistill.report import ending, write_report
@@ -42,6 +43,55 @@ def test_pages_take_no_more_than_their_share(folder: Path) -> None:
     # 1.25 s an epoch: the first once 5 s are over, the others 25 s apart
     assert written[0] == 3
     assert {b - a for a, b in pairwise(written)} <= {20, 21}
+
+
+def test_a_long_epoch_has_its_pages_under_the_same_share(folder: Path) -> None:
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 0.25
+        return now[0]
+
+    refresh = RefreshReport(folder, share=0.01, clock=clock)
+    trainer = cast(Any, SimpleNamespace(loggers=[], callbacks=[]))
+    refresh.on_train_start(trainer, cast(Any, None))
+    written = []
+    for step in range(200):
+        now[0] += 1.0
+        refresh.on_train_batch_end(trainer, *cast(Any, (None, None, None)), step)
+        if (folder / "report.html").exists():
+            written.append(step)
+            (folder / "report.html").unlink()
+            # an epoch that ends here finds the budget spent
+            refresh.on_train_epoch_end(trainer, cast(Any, None))
+            assert not (folder / "report.html").exists()
+    # as of epochs of this length
+    assert written[0] == 3
+    assert {b - a for a, b in pairwise(written)} <= {20, 21}
+
+
+def test_a_step_without_a_page_looks_at_nothing_but_the_clock(folder: Path) -> None:
+    refresh = RefreshReport(folder, clock=iter((0.0, 1.0, 2.0)).__next__)
+    # whatever it looked at would raise
+    nothing = cast(Any, (object(), object(), object(), object()))
+    refresh.on_train_start(*nothing[:2])
+    refresh.on_train_batch_end(*nothing, 0)
+    refresh.on_train_batch_end(*nothing, 1)
+    assert list(folder.iterdir()) == [folder / "config.yaml"]
+
+
+def test_other_processes_write_no_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refresh = RefreshReport(folder, clock=iter((0.0, 10.0, 11.0)).__next__)
+    trainer = cast(Any, SimpleNamespace(loggers=[], callbacks=[]))
+    refresh.on_train_start(trainer, cast(Any, None))
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(rank_zero_only, "rank", 1)
+        refresh.on_train_batch_end(trainer, *cast(Any, (None, None, None)), 0)
+        refresh.on_train_epoch_end(trainer, cast(Any, None))
+    assert not (folder / "report.html").exists()
+    # the clock was not even looked at: at 10 s the page is due
+    refresh.on_train_batch_end(trainer, *cast(Any, (None, None, None)), 1)
+    assert (folder / "report.html").exists()
 
 
 def test_a_page_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:

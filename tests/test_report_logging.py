@@ -96,7 +96,8 @@ def test_wandb_gets_images_tables_and_the_page(tmp_path: Path) -> None:
     logger = Offline()
     log_panels([CSVLogger(tmp_path / "csv"), logger], tmp_path)
     (logged,) = logger.logged
-    assert logged.keys() == {"report/views", "report/embedding", "report/figures", "report/page"}
+    names = {"views", "embedding", "figures", "verdict", "page"}
+    assert logged.keys() == {f"report/{name}" for name in names}
     assert isinstance(logged["report/views"], wandb.Image)
     assert logged["report/views"].image.size == (100, 50)
     assert logged["report/embedding"].columns == ["class", "pca_x", "pca_y"]
@@ -104,3 +105,52 @@ def test_wandb_gets_images_tables_and_the_page(tmp_path: Path) -> None:
     assert logged["report/figures"].columns == ["representation", "k-NN", "1-shot"]
     assert logged["report/figures"].data == [["trained backbone", 0.5, None], ["raw pixels", 0.6, 0.1]]
     assert logged["report/page"].html == (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_wandb_gets_cost_alarms_and_what_differs(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(json.dumps({"run_dir": str(tmp_path), "seed": 7, "kept": f"{tmp_path}/in"}))
+    alarm = {"kind": "complete", "step": 40, "since": 30, "line": "complete collapse: std 0.01 < 0.1; lower the rate"}
+    summary = {
+        "method": "dino_like",
+        "collapse": "complete",
+        "alarms": [alarm],
+        "mends": ["from step 20, seed 1"],
+        "cost": {"predicted": {"bytes": {"teacher": 2**20, "model_total": 3 * 2**20}, "flops": {"step": 2e9}}},
+        "seconds": {"train": 90.0},
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    write_report(tmp_path)
+    logger = Offline()
+    log_panels([logger], tmp_path)
+    (logged,) = logger.logged
+    assert logged.keys() == {f"report/{name}" for name in ("verdict", "cost", "differences", "page")}
+    assert logged["report/verdict"].columns == ["what", "step", "since step", "said"]
+    assert logged["report/verdict"].data == [
+        ["verdict", None, None, "Complete collapse since step 30: std 0.01 < 0.1; lower the rate."],
+        ["complete collapse", 40, 30, alarm["line"]],
+        ["rolled back", None, None, "from step 20, seed 1"],
+    ]
+    assert logged["report/cost"].columns == ["of", "part", "value"]
+    assert logged["report/cost"].data == [
+        ["memory", "teacher", "1.00 MiB"],
+        ["memory", "= 2·M_model + M_optimizer", "3.00 MiB"],
+        ["work", "a step, counted", "2.000 GFLOP"],
+        ["time", "training", "90 s"],
+    ]
+    assert logged["report/differences"].columns == ["key", "this run", "by default"]
+    assert logged["report/differences"].data == [["seed", "7", "0"]]
+
+
+def test_the_neighbours_caption_tells_who_is_right(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(json.dumps({"run_dir": str(tmp_path)}))
+    sheet = save_sheet(tmp_path / "pictures", "neighbours", torch.zeros(2, 3, 3, 48, 48))
+    more = {"typical": 1, "mistaken": 0.1, "bank": 9, "tests": 5}
+    panel = sheet | more | {"labels": [[4, 4, 7], [1, 0, 1]], "similarity": [[0.981, 0.912], [0.5, 0.4]]}
+    (tmp_path / "pictures" / "panels.json").write_text(json.dumps({"neighbours": panel}))
+    write_report(tmp_path)
+    logger = Offline()
+    log_panels([logger], tmp_path)
+    assert logger.logged[0]["report/neighbours"]._caption == (
+        "each row: a test image, then its nearest training images (cosine): "
+        "class 4: 4 right (0.98), 7 wrong (0.91); class 1: 0 wrong (0.50), 1 right (0.40)"
+    )

@@ -277,7 +277,12 @@ def test_other_loggers_write_beside_the_csv(name: str, tmp_path: Path) -> None:
         assert list((folder / "wandb").glob("offline-run-*/*.wandb"))
         # the report's panels are stored with it
         media = "offline-run-*/files/media"
-        for kind, name in (("images", "views*.png"), ("table", "embedding*.table.json"), ("html", "page*.html")):
+        for kind, name in (
+            ("images", "views*.png"),
+            ("table", "embedding*.table.json"),
+            ("table", "cost*.table.json"),
+            ("html", "page*.html"),
+        ):
             assert list((folder / "wandb").glob(f"{media}/{kind}/report/{name}")), kind
     else:
         assert list((folder / "tensorboard").glob("events.out.tfevents.*"))

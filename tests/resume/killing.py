@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ def start(
     full_from: int | None = None,
     environment: Mapping[str, str] | None = None,
     phases: Path | None = None,
+    pages: float | None = None,
 ) -> Any:
     """A process with a run in ``folder``, which speaks in ``<folder>.log``.
 
@@ -71,11 +72,12 @@ def start(
         full_from: the checkpoint from which on no file can grow beyond 20 kB, as on a disk that is full.
         environment: variables that are added.
         phases: a file of 32 bytes, in which stands what the run does at the moment.
+        pages: share of the time for pages; at the usual one a run of seconds gets none before its end.
     """
     config = _composed(tuple(overrides)).copy()
     config.run_dir = str(folder)
     process = SERVER.Process(
-        target=_train, args=(config, folder, kill, with_signal, full_from, dict(environment or {}), phases)
+        target=_train, args=(config, folder, kill, with_signal, full_from, dict(environment or {}), phases, pages)
     )
     process.start()
     return process
@@ -98,6 +100,7 @@ def _train(
     full_from: int | None,
     environment: dict[str, str],
     phases: Path | None,
+    pages: float | None,
 ) -> None:
     os.environ |= environment
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +116,8 @@ def _train(
         _tell_phases(phases)
     if full_from is not None:
         _before(lambda: _io().AtomicCheckpointIO, "save_checkpoint")(Full(full_from))
+    if pages is not None:
+        _give_pages(pages)
     try:
         fit(config)
     except UserError as error:
@@ -246,6 +251,13 @@ def _runner() -> Any:
     from selfdistill import runner
 
     return runner
+
+
+def _give_pages(share: float) -> None:
+    from selfdistill import assembly
+    from selfdistill.report.refresh import RefreshReport
+
+    assembly.RefreshReport = partial(RefreshReport, share=share)  # type: ignore[assignment, misc]
 
 
 def _tell_phases(file: Path) -> None:

@@ -41,8 +41,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def killed_and_continued(overrides: list[str], folder: Path, kills: list[Kill]) -> None:
     """The same command again and again in the same folder, to its end."""
     for kill in kills:
-        assert train([*overrides, "ckpt_path=auto"], folder, kill) == -9, (kill, said(folder))
+        assert train([*overrides, "ckpt_path=auto"], folder, kill, pages=1.0) == -9, (kill, said(folder))
         assert not (folder / "summary.json").exists()
+        # written where an epoch has ended
+        if (folder / "checkpoints" / "best.ckpt").exists():
+            page = (folder / "report.html").read_text(encoding="utf-8")
+            assert (page[:9], page[-8:]) == ("<!DOCTYPE", "</html>\n"), kill
     assert train([*overrides, "ckpt_path=auto"], folder) == 0, said(folder)
 
 

@@ -272,6 +272,14 @@ def test_ties_are_said_and_the_legend_names_what_is_drawn() -> None:
     assert ", as 2 others." in comparison(sweep_of(*jobs, job(4, 0.5, m="x")))
 
 
+def test_too_few_figures_to_tell_what_mattered_are_said() -> None:
+    jobs = [job(0, 0.5, m="x"), job(1, 0.4, m="y"), job(2, None, "failed", m="z")]
+    said = "<h2>What mattered</h2><p class=facts>Not told: it takes 3 runs with a figure or more, here are {}.</p>"
+    assert said.format(2) in comparison(sweep_of(*jobs))
+    assert said.format(0) in comparison(sweep_of(jobs[2]))
+    assert "Not told" not in comparison(sweep_of(*jobs, job(3, 0.3, m="z")))
+
+
 @pytest.mark.parametrize("jobs", [[job(0, None, "failed")], [job(0, 0.5)], [job(0, 0.5, a="x"), job(1, 0.5, a="x")]])
 def test_a_page_of_little(jobs: list[Job]) -> None:
     assert Balance(comparison(sweep_of(*jobs))).open == []

@@ -42,6 +42,5 @@ class FiniteGuard:
         value = f"{term.item()}" if not torch.isfinite(term) or not bad.any() else "not finite in another process"
         raise NonFiniteLossError(
             f"loss term {name!r} is {value} at step {step}; the usual causes are a learning rate that is too "
-            "high (optimizer.lr), a temperature that is too low, or no warm-up (optimizer.warmup); the last "
-            "checkpoint before this step is kept"
+            "high (optimizer.lr), a temperature that is too low, or no warm-up (optimizer.warmup)"
         )

@@ -18,6 +18,8 @@ _CURVES = (
     ("Effective rank of the features", "directions", "monitor/rank"),
     ("Spread of the features", "std × √dimension", "monitor/std"),
 )
+# with two, any key that differs explains everything
+_LEAST_RUNS = 3
 _STATES = ("finished", "refused", "failed", "interrupted", "waiting")
 
 
@@ -111,8 +113,10 @@ def _figures(job: Job) -> tuple[str, str]:
 
 
 def _effects(sweep: Sweep) -> str:
+    if sweep.swept and (told := len(sweep.ranked)) < _LEAST_RUNS:
+        return f"<p class=facts>Not told: it takes {_LEAST_RUNS} runs with a figure or more, here are {told}.</p>"
     effects = main_effects(sweep)
-    if not effects or len(sweep.ranked) < 3:
+    if not effects:
         return ""
     rows = [
         [

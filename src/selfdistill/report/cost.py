@@ -7,7 +7,7 @@ from typing import Any
 
 from selfdistill.config import flatten
 from selfdistill.costs.table import state_label
-from selfdistill.report.tables import cells, table
+from selfdistill.report.tables import cells
 from selfdistill.text_table import duration
 
 _FORMULAS = (
@@ -42,6 +42,13 @@ _WORK = (
 
 def cost(summary: Mapping[str, Any]) -> str:
     """The formulas beside what the run counted and measured under ``cost``, and its time; empty without any."""
+    counted = cost_rows(summary)
+    parts = [cells([], rows, numbers=True) for rows in counted.values() if rows]
+    return f"{_FORMULAS}<div class=beside>{''.join(parts)}</div>" if parts else ""
+
+
+def cost_rows(summary: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """Name and value, as HTML, of what a step stores and computes and what the run took: memory, work, time."""
     stored = summary.get("cost") or {}
     predicted, measured = (dict(flatten(stored.get(part) or {})) for part in ("predicted", "measured"))
     names = dict(_MEMORY) | {"bytes.state": state_label((stored.get("predicted") or {}).get("state_of") or ["others"])}
@@ -56,11 +63,7 @@ def cost(summary: Mapping[str, Any]) -> str:
         work.append(["<b>a step, measured</b> (median)", duration(seconds)])
         if predicted.get("flops.step"):
             work.append(["that is", f"{predicted['flops.step'] / seconds / 1e9:,.1f} GFLOP/s"])
-    parts = [cells([], rows, numbers=True) for rows in (memory, work) if rows]
-    spent = _spent(summary)
-    if spent:
-        parts.append(table([], spent, numbers=True))
-    return f"{_FORMULAS}<div class=beside>{''.join(parts)}</div>" if parts else ""
+    return {"memory": memory, "work": work, "time": _spent(summary)}
 
 
 def _said(size: float) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import CSVLogger
@@ -20,10 +21,11 @@ from selfdistill.report.read import read_run
 
 
 class RefreshReport(L.Callback):
-    """Writes ``report.html`` again after an epoch, so that a killed run has the last one.
+    """Writes ``report.html`` again while the run goes on, so that a killed one has the last page.
 
-    The first page brings the views that the networks see. An epoch is passed over where writing would take more than
-    ``share`` of the time since the last page, told by what the last one took.
+    The first page brings the views that the networks see. A step and the end of an epoch are passed over where writing
+    would take more than ``share`` of the time since the last page, told by what the last one took; a step that is
+    passed over costs a look at the clock, and nothing waits for the device. The first process writes.
 
     Args:
         folder: of the run.
@@ -44,7 +46,16 @@ class RefreshReport(L.Callback):
         self._last = self._clock()
 
     @rank_zero_only
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._refresh(trainer)
+
+    @rank_zero_only
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._refresh(trainer)
+
+    def _refresh(self, trainer: L.Trainer) -> None:
         started = self._clock()
         if self._took > self.share * (started - self._last):
             return

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from html import escape
+from html import escape, unescape
 
 
 def section(title: str, content: str, look: str = "") -> str:
     """A headed part of the page, with a sentence that says what to look for; empty without content."""
     said = f"<p class=look>{escape(look)}</p>" if look else ""
     return f"<section><h2>{title}</h2>{said}{content}</section>" if content else ""
+
+
+def plain(text: str) -> str:
+    """HTML as plain text, an index after an underscore: for tables that are no HTML."""
+    return unescape(re.sub(r"<[^>]*>", "", text.replace("<sub>", "_")))
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = False) -> str:
