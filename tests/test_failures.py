@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from lightning.pytorch.loggers import WandbLogger
+from wandb.errors import UsageError
 
 from selfdistill.config import UserError
 from selfdistill.failures import clear_errors
@@ -18,6 +19,12 @@ def test_an_argument_that_wandb_does_not_have(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said), clear_errors():
         assert logger.experiment
     assert list(tmp_path.rglob("*.wandb")) == []
+
+
+def test_a_run_that_wandb_does_not_take() -> None:
+    said = r"^logger\.offline: false given, but wandb does not take the run \(No API key configured\); log in"
+    with pytest.raises(UserError, match=said), clear_errors():
+        raise UsageError("No API key configured.")
 
 
 @pytest.mark.parametrize("said", ["init() got an unexpected keyword argument", "unsupported operand type(s)"])

@@ -17,6 +17,8 @@ from hydra.core.global_hydra import GlobalHydra
 from selfdistill.config import CONF, UserError, check
 from selfdistill.report import write_report
 from selfdistill.report.charts import Mark, line_chart
+from selfdistill.report.page import page
+from selfdistill.report.read import read_run
 
 ROOT = Path(__file__).parents[1]
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -286,3 +288,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert refused.stderr == f"error: run: '{tmp_path}' given, no config.yaml there; allowed is the folder of a run\n"
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_run_that_an_error_ends_says_why(tmp_path: Path) -> None:
+    make(tmp_path, None, {})
+    text = page(read_run(tmp_path, stopped="loss term 'near' is nan at step 3"))
+    assert 'class="verdict bad">Stopped before its end: loss term &#x27;near&#x27; is nan at step 3. This is' in text

@@ -134,8 +134,10 @@ def test_ctrl_c_saves_and_the_run_continues_bit_for_bit(whole: tuple[Path, str],
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert f"ckpt_path={stopped / 'checkpoints' / 'last.ckpt'}" in errors
+    # the folder is the command's own choice: the same command has to go on in it
+    assert "stopped by SIGINT: the same command with ckpt_path=auto continues it" in errors
     assert "Traceback" not in errors
+    assert "Stopped before its end: stopped by SIGINT" in (stopped / "report.html").read_text(encoding="utf-8")
     checkpoint = stopped / "checkpoints" / "last.ckpt"
     assert torch.load(checkpoint, weights_only=True)["global_step"] < 12
 
@@ -257,6 +259,15 @@ def test_a_refused_run_leaves_alone_what_another_has_begun(tmp_path: Path) -> No
     assert done.returncode == 2
     assert "holds a run already" in done.stderr
     assert {path.name for path in folder.iterdir()} >= {"config.yaml", "provenance.json"}
+
+
+def test_a_run_that_diverges_has_its_page(tmp_path: Path) -> None:
+    done = run(*FAST, "optimizer.lr=1e9", "optimizer.warmup=0", f"hydra.run.dir='{tmp_path}/run'")
+    assert done.returncode == 2
+    assert done.stderr.count("error: loss term 'distill' is") == 1
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Stopped before its end: loss term" in page
+    assert page.rstrip().endswith("</html>")
 
 
 def test_untypical_values_warn_and_run(tmp_path: Path) -> None:

@@ -211,6 +211,7 @@ def test_a_backbone_of_the_users_own_may_have_any_name() -> None:
 def test_a_cost_is_told_without_data() -> None:
     plain("cost_only=true", "data=imagenet", "data.batch_size=4096")
     plain("cost_only=true", "data.batch_size=4096")
+    plain("cost_only=true", "data=folder", "data.root=/no/such/folder")
 
 
 def test_refuses_without_torch() -> None:

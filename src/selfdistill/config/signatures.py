@@ -149,8 +149,8 @@ def _of_class(source: Source, node: ast.ClassDef) -> Signature | None:
             return own
         # a class of ours hands on what it does not name; what others do with it is not known
         ours = all(p.source.name.startswith("selfdistill.") for p in bases.parameters.values())
-        inherited = {n: p if ours else replace(p, required=False) for n, p in bases.parameters.items()}
-        return Signature({**inherited, **own.parameters}, bases.open or not (bases.parameters and ours))
+        further = {n: p if ours else replace(p, required=False) for n, p in bases.parameters.items()}
+        return Signature({**further, **own.parameters}, bases.open or not (bases.parameters and ours))
     inherited = _of_bases(source, node)
     if not any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return inherited
