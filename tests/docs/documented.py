@@ -14,6 +14,10 @@ PLACEHOLDER = re.compile(r"[\w./-]*<[^<>\n]+>|(?<==)…")
 _OURS = re.compile(r"(?:(?:python|torchrun [^|]*?) -m src\.|selfdistill-)(\w+)")
 # Hydra's own flags, which print something instead of running
 PRINTS = re.compile(r" --(?:info|shell-completion|config-path)\b")
+# data sets, hours on GPUs, a cluster, a network
+NOT_HERE = re.compile(
+    r"\bdata=(?:cifar100?|stl10|imagenet\w*)(?!\w)|\bexperiment=|\btorchrun\b|\bsrun\b|\bsubmitit_slurm\b|\bs3://"
+)
 # a run, a file or a folder that has to be there, or further processes
 _MADE = re.compile(r"<.+?>| --config-path | data\.root=| trainer=ddp\b")
 
@@ -41,7 +45,8 @@ class Command:
     @property
     def trains_on(self) -> bool:
         """Whether it trains on, or shows, what has to be made for it; or in several processes."""
-        return not self.titled and self.ours in ("train", "preview") and _MADE.search(self.text) is not None
+        made = self.ours in ("train", "preview") and _MADE.search(self.text) is not None
+        return made and not self.titled and not NOT_HERE.search(self.text)
 
     def words(self, filled: Path) -> list[str]:
         """As the shell splits it, with what the reader fills in."""

@@ -24,7 +24,7 @@ import lightning as L
 import pytest
 import torch
 import wandb
-from documented import COMMANDS, OURS, PRINTS, Command, lines, overrides_of
+from documented import COMMANDS, NOT_HERE, OURS, PRINTS, Command, lines, overrides_of
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from read_pages import ROOT, Block, blocks
 
@@ -49,10 +49,6 @@ def filled(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# data sets, hours on GPUs, a cluster, a network
-_NOT_HERE = re.compile(
-    r"\bdata=(?:cifar100?|stl10|imagenet\w*)(?!\w)|\bexperiment=|\btorchrun\b|\bsrun\b|\bsubmitit_slurm\b|\bs3://"
-)
 SLOW = {False: (), True: pytest.mark.slow}
 COMPOSED = [pytest.param(c, marks=SLOW[c.titled], id=_id(c)) for c in OURS]
 
@@ -83,7 +79,7 @@ def test_our_commands_compose_and_pass_the_check(command: Command, filled: Path,
 
 def test_what_no_test_runs_is_marked() -> None:
     run = {c.text for c in COMMANDS if c in RUN or c.run_after or c.trains_on}
-    found = [(block, line) for block in blocks("bash") for line in lines(block) if _NOT_HERE.search(line)]
+    found = [(block, line) for block in blocks("bash") for line in lines(block) if NOT_HERE.search(line)]
     assert len(found) > 30
     unmarked = [f"{block.page}:{block.line}: {line}" for block, line in found if block.run and line not in run]
     assert not unmarked
