@@ -19,7 +19,7 @@ NOT_HERE = re.compile(
     r"\bdata=(?:cifar100?|stl10|imagenet\w*)(?!\w)|\bexperiment=|\btorchrun\b|\bsrun\b|\bsubmitit_slurm\b|\bs3://"
 )
 # a run, a file or a folder that has to be there, or further processes
-_MADE = re.compile(r"<.+?>| --config-path | data\.root=| trainer=ddp\b")
+_MADE = re.compile(r"<.+?>| --config-path | '?data\.root=| trainer=ddp\b")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from selfdistill.preview import preview
 from selfdistill.runner import fit
 
 # run in this process: no flag that prints, no further processes, no images of the reader's
-_ALONE = re.compile(r" --(?:help|cfg)\b| trainer=| data\.root=")
+_ALONE = re.compile(r" --(?:help|cfg)\b| trainer=| '?data\.root=")
 RUN = [c for c in OURS if c.run and c.ours in ("train", "preview") and not _ALONE.search(c.text)]
 
 
