@@ -198,6 +198,19 @@ def resolve(name: str) -> Any:
     raise AssertionError(name)
 
 
+def test_every_formula_of_a_concept_names_its_function_and_its_test() -> None:
+    formulas = 0
+    for path in (DOCS / "concepts").glob("*.md"):
+        for below in re.split(r"^```math$.*?^```$", raw(path), flags=re.MULTILINE | re.DOTALL)[1:]:
+            formulas += 1
+            beside = re.split(r"^#+ ", re.sub(r"^```.*?^```$", "", below, flags=re.M | re.S), flags=re.M)[0]
+            assert re.search(r"`selfdistill(?:\.\w+)+`", beside), path
+            assert re.search(r"`tests/[\w/]+\.py::[\w:]+`", beside), path
+    assert formulas > 5
+    # no other way to write one
+    assert not [path for path in (DOCS / "concepts").glob("*.md") if "$$" in raw(path)]
+
+
 def test_extras_that_are_named_are_there_and_each_is_named() -> None:
     extras = tomllib.loads(raw(ROOT / "pyproject.toml"))["project"]["optional-dependencies"]
     code = [path for folder in ("src", "conf", "examples") for path in (ROOT / folder).rglob("*") if path.is_file()]

@@ -1,10 +1,11 @@
 """Every command and snippet on the site and in the README.
 
 A command of ours is composed and checked, those titled "not run here" by the slow tests. Where it has no such title and
-needs nothing that a reader has to fill in (`<…>`), the slow tests run it, cut short by debug=fast (what takes a run is
-run in test_commands_after_a_run.py). Other commands are checked for what they name; one of no known kind fails. Python
-is run, a page from top to bottom, with a `dataset` at hand and a Trainer that stops after a batch; blocks that are a
-file (its name stands above) are written for commands.
+needs nothing that a reader has to fill in (`<…>`), the slow tests run it, cut short by debug=fast (what takes a run, a
+file, a folder or several processes is run in test_commands_after_a_run.py). What needs more than that has the title.
+Other commands are checked for what they name; one of no known kind fails. Python is run, a page from top to bottom,
+with a `dataset` at hand and a Trainer that stops after a batch; blocks that are a file (its name stands above) are
+written for commands.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import lightning as L
 import pytest
 import torch
 import wandb
-from documented import COMMANDS, OURS, PRINTS, Command, overrides_of
+from documented import COMMANDS, NOT_HERE, OURS, PRINTS, Command, lines, overrides_of
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from read_pages import ROOT, Block, blocks
 
@@ -32,7 +33,7 @@ from selfdistill.preview import preview
 from selfdistill.runner import fit
 
 # run in this process: no flag that prints, no further processes, no images of the reader's
-_ALONE = re.compile(r" --(?:help|cfg)\b| trainer=| data\.root=")
+_ALONE = re.compile(r" --(?:help|cfg)\b| trainer=| '?data\.root=")
 RUN = [c for c in OURS if c.run and c.ours in ("train", "preview") and not _ALONE.search(c.text)]
 
 
@@ -74,6 +75,20 @@ def test_our_commands_compose_and_pass_the_check(command: Command, filled: Path,
     overrides, folders = overrides_of(words, written)
     for job in _jobs(overrides) if "-m" in words else [overrides]:
         check(command.ours, job, search_path=folders)
+
+
+def test_what_no_test_runs_is_marked() -> None:
+    run = {c.text for c in COMMANDS if c in RUN or c.run_after or c.trains_on}
+    found = [(block, line) for block in blocks("bash") for line in lines(block) if NOT_HERE.search(line)]
+    assert len(found) > 30
+    unmarked = [f"{block.page}:{block.line}: {line}" for block, line in found if block.run and line not in run]
+    assert not unmarked
+
+
+def test_a_mark_of_the_readme_is_seen_where_titles_are_hidden() -> None:
+    marked = [block for block in blocks("bash") if block.page == "README.md" and not block.run]
+    assert marked
+    assert all(block.text.startswith("# not run here\n") for block in marked)
 
 
 def test_a_wrong_command_would_be_found(filled: Path) -> None:
