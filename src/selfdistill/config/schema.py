@@ -68,6 +68,10 @@ def check_keys(
         if key not in plain or key in removed or (plain[key] is None and isinstance(reference.get(key), Mapping)):
             what = f"give {key}=<name>, of {', '.join(named)}" if (named := choices(key)) else "leave it as it is"
             raise UserError(f"{key}: taken away or null, but it is read; {what}")
+    # the keys of the Trainer are read by name, before it is built
+    for key in reference.get("trainer") or {}:
+        if isinstance(trainer := plain.get("trainer"), Mapping) and key not in trainer:
+            raise UserError(f"trainer.{key}: taken away, but it is read; leave it as it is, or give it a value")
     _mapping("", plain, reference, _Composed(config, [path for path, _ in flatten(plain)]))
 
 
