@@ -113,7 +113,7 @@ def test_a_configuration_of_the_users_own(
     [
         (["-m", "seed=0,1", "--cfg", "job"], "-m: given with --cfg or --info, allowed is one of them; leave -m out"),
         (["--config-dir", "nowhere"], "--config-dir: 'nowhere' given, no such folder"),
-        (["~trainer.limit_train_batches"], "trainer.limit_train_batches: taken away, but it is read; leave it"),
+        (["~trainer.accumulate_grad_batches"], "trainer.accumulate_grad_batches: taken away, but it is read; leave it"),
         (["--method=byol_like"], "--method: given as a flag, settings have no dashes; write method=byol_like"),
         (["trainer.accelerator=gpuu"], "trainer.accelerator: 'gpuu' given, allowed is auto or cpu or gpu"),
         (["run_dir=here"], "run_dir: here given, but the run fills it in; set hydra.run.dir=<folder>"),
