@@ -33,9 +33,7 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path: Path, c
         locked(folder)
     release(folder)
     other = locked(folder)
-    with pytest.raises(
-        UserError, match=r"hydra\.run\.dir: .*run given, another process trains there; wait for"
-    ):
+    with pytest.raises(UserError, match=r"hydra\.run\.dir: .*run given, another process trains there; wait for"):
         claim(folder, config)
     os.close(other)
     claim(folder, config)

@@ -23,7 +23,8 @@ class Queue(StagedState):
     Args:
         length: Number of rows.
         dim: Size of a row.
-        seed: Of the random unit rows that fill the queue at the start; no other generator is touched.
+        seed: Of the random unit rows that fill the queue at the start; None takes that of torch's generator, from
+            which no number is drawn.
 
     Attributes:
         items: [length, dim] float32, in ring order, not in order of age.
@@ -34,7 +35,7 @@ class Queue(StagedState):
 
     items: Tensor
 
-    def __init__(self, length: int, dim: int, seed: int = 0) -> None:
+    def __init__(self, length: int, dim: int, seed: int | None = None) -> None:
         if length < 1:
             raise ValueError(f"length must be at least 1, got {length}; without a queue, build none")
         if dim < 1:
@@ -44,7 +45,7 @@ class Queue(StagedState):
         self.dim = dim
         # A host integer: a pointer on the device would have to be waited for in every step.
         self._written = 0
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(torch.initial_seed() if seed is None else seed)
         self.register_buffer("items", F.normalize(torch.randn(length, dim, generator=generator), dim=1))
 
     @property
