@@ -221,3 +221,11 @@ class TestTorchvision:
 
 def test_rank_in_class() -> None:
     assert rank_in_class(torch.tensor([5, 5, 1, 5, 1])).tolist() == [0, 1, 0, 2, 1]
+
+
+def test_too_few_images_for_a_split_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a" / "0.png")
+    said = r"data\.root: .* given, its 1 images are too few to take a (validation|test) split from, one of 10; give"
+    with pytest.raises(ValueError, match=said):
+        [Folder(tmp_path, 8).split(name) for name in SPLITS]

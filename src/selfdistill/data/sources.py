@@ -121,11 +121,13 @@ class Folder:
             raise ValueError(f"data.root={root}: no images in {folder}; allowed are {', '.join(sorted(SUFFIXES))}")
         if folder == train:
             missing = [split for split in SPLITS if split not in folders]
-            paths = [path for path in paths if _part_of(path.relative_to(train), missing, self.held_out) == name]
-            if not paths:
+            chosen = [path for path in paths if _part_of(path.relative_to(train), missing, self.held_out) == name]
+            if not chosen:
                 raise ValueError(
-                    f"data.root={root}: too few images to take a {name} split from; give that split a folder"
+                    f"data.root: {root} given, its {len(paths)} images are too few to take a {name} split from, "
+                    f"one of {self.held_out}; give more, or that split a folder, {_FOLDERS[name][0]}/"
                 )
+            paths = chosen
         return ImageFiles(paths, _labels(paths, folder, train))
 
 
