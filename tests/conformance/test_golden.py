@@ -12,6 +12,8 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
+from packaging.version import Version
 from trainers import bare_trainer
 
 from selfdistill.assembly import build_data, build_method
@@ -32,6 +34,8 @@ class Losses(L.Callback):
 @pytest.mark.parametrize("method", METHODS)
 def test_the_first_losses_stay(method: str, compose: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     config = compose(f"method={method}", "data.batch_size=32")
+    if config.backbone.name == "small_vit" and Version(torch.__version__) < Version("2.14"):
+        pytest.skip("older versions of torch draw other initial weights for vision transformers")
     L.seed_everything(0, verbose=False)
     module, losses = build_method(config), Losses()
     trainer = bare_trainer(tmp_path, losses, max_steps=5, max_epochs=-1, limit_val_batches=0)

@@ -260,7 +260,7 @@ def test_half_precision_logits_give_a_float32_loss() -> None:
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"method.centering: 'mean' given, allowed is center or sinkhorn"):
         module(centering="mean")
-    with pytest.raises(ValueError, match=r"divergence: L2 given.*choose cross_entropy, kl"):
+    with pytest.raises(ValueError, match=r"divergence: L2 given.*choose divergence=cross_entropy, kl"):
         module(divergence=L2())
     with pytest.raises(ValueError, match=r"method.teacher_temperature must be"):
         module(teacher_temperature=0.0)
