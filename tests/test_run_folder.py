@@ -43,18 +43,20 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path: Path, c
 
 def test_a_forked_worker_does_not_keep_the_folder(tmp_path: Path, config: DictConfig) -> None:
     claim(tmp_path, config)
-    wait, go = os.pipe()
+    (wait, go), (there, tell) = os.pipe(), os.pipe()
     worker = os.fork()
     if worker == 0:
         os.close(go)
+        os.write(tell, b".")
         os.read(wait, 1)  # until the other end is closed
         os._exit(0)
-    release(tmp_path)
     try:
+        os.read(there, 1)
+        release(tmp_path)
         os.close(locked(tmp_path))
     finally:
-        os.close(go)
-        os.close(wait)
+        for end in (go, wait, there, tell):
+            os.close(end)
         os.waitpid(worker, 0)
 
 
