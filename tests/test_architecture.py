@@ -24,7 +24,7 @@ LEVELS = [
     {"assembly", "failures", "run_folder", "unused"},
     {"restore", "estimate"},
     {"runner"},
-    {"tasks", "preview", "sweeps"},
+    {"tasks", "preview", "sweeps", "refusals"},
     {"cli"},
 ]
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,10 +26,10 @@ from omegaconf import DictConfig
 from selfdistill.config import CONF, UserError, check, resolved
 from selfdistill.config.help import help_text
 from selfdistill.config.overrides import without_nulls
-from selfdistill.config.pairs import check_fits
 from selfdistill.config.repeat import refuse_groups, stored_config
 from selfdistill.files import LOG, remove_if_only
-from selfdistill.processes import IN_SWEEP, check_devices, is_first, refuse_folders_apart, speaks
+from selfdistill.processes import IN_SWEEP, is_first, refuse_folders_apart, speaks
+from selfdistill.refusals import refuse_flags, refuse_parts, refuse_search
 
 _HOMES = {
     "fit": "selfdistill.runner",
@@ -58,7 +58,7 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
         if arguments.help:
             print(help_text(config_name), flush=True)
             return
-        _refuse_unfit(arguments)
+        refuse_flags(arguments)
         conf = stored_config(arguments) if config_name == "train" else None
         if conf is not None:
             refuse_groups(conf, arguments.overrides)
@@ -76,7 +76,7 @@ def launch(main: Callable[[], Any], config_name: str) -> None:
             checked = [check(name, j, search_path=found, conf=conf or CONF) for j in jobs]
             if not arguments.multirun and config_name == "train":  # the others' folder is the working directory
                 refuse_folders_apart(arguments.overrides)
-                _refuse_unfit_parts(name, checked[0].plain)
+                refuse_parts(name, checked[0].plain)
             for line in dict.fromkeys(line for each in checked for line in each.warnings):
                 if is_first():
                     print(f"warning: {line}", file=sys.stderr)
@@ -183,48 +183,6 @@ def _overrides_last(arguments: argparse.Namespace, config_name: str) -> None:
         flags.remove(text)
     arguments.overrides = without_nulls(arguments.config_name or config_name, arguments.overrides)
     sys.argv[1:] = [*flags, *arguments.overrides]
-
-
-def _refuse_unfit(arguments: argparse.Namespace) -> None:
-    """What Hydra itself answers with a traceback, or not at all.
-
-    Raises:
-        UserError: flags that do not go together, or a folder that is not there.
-    """
-    if arguments.multirun and (arguments.cfg or arguments.info):
-        raise UserError("-m: given with --cfg or --info, allowed is one of them; leave -m out")
-    if arguments.experimental_rerun:
-        raise UserError("--experimental-rerun: not taken, since it would run a pickle; use --config-path <run>")
-    folder = arguments.config_dir
-    if folder and "://" not in folder and not Path(folder).is_dir():
-        raise UserError(f"--config-dir: {folder!r} given, no such folder; allowed is one with method/, experiment/, …")
-    given = next((o for o in arguments.overrides if o.startswith("run_dir=") and o != "run_dir=null"), None)
-    if given is not None:
-        raise UserError(f"{given.replace('=', ': ', 1)} given, but the run fills it in; set hydra.run.dir=<folder>")
-
-
-def _refuse_unfit_parts(config_name: str, plain: Mapping[str, Any]) -> None:
-    """What a run here cannot be made of; what it would cost elsewhere can still be asked.
-
-    Raises:
-        UserError: in one line.
-    """
-    if not plain.get("trainer"):
-        raise UserError(f"--config-name: {config_name!r} given, allowed is the configuration of a training, as train")
-    check_fits(plain)
-    if not plain.get("cost_only"):
-        check_devices(plain["trainer"])
-
-
-def refuse_search(overrides: list[str]) -> None:
-    """A search space says nothing to a single run.
-
-    Raises:
-        UserError: one was given.
-    """
-    given = next((o for o in overrides if o.startswith("hparams_search=") and o != "hparams_search=null"), None)
-    if given is not None:
-        raise UserError(f"hparams_search: {given.partition('=')[2]} given for a single run; -m makes it a search")
 
 
 def _jobs(overrides: list[str]) -> list[list[str]]:
